@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP)  ## install into .venv (again only when pyproject.toml changed)
+
+.PHONY: demo
+demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digits
+	$(BIN)/keras-bn demo
+
+.PHONY: test
+test: check  ## lint, type-check and run every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: check
+check: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: clean
+clean:  ## remove the environment and everything the targets made
+	rm -rf $(VENV) demo_output dist build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Fast paths of single backends, and the rules for when they apply."""

@@ -1,0 +1,1 @@
+"""Moments of batches, moving averages, moments of data sets."""

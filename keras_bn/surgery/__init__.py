@@ -1,0 +1,1 @@
+"""Rewriting Keras models around batch normalization."""
