@@ -1,4 +1,4 @@
-"""The main job on real handwritten digits: train, retrofit, fine-tune, export, serve, query one image at a time.
+"""The main job on handwritten digits: train, retrofit, fine-tune, export, serve, query one image at a time.
 
 Every figure the demo prints is asserted before the demo ends; the first that fails stops it with the reason.
 """
@@ -41,7 +41,7 @@ def load_digits() -> Digits:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise KerasBNError(
-            "The demo reads its digits from scikit-learn, which is not installed: pip install 'keras-bn[demo]'."
+            "The demo's digits come with scikit-learn, which is not installed: pip install 'keras-bn[demo]'."
         ) from error
     scans = read()
     images = (scans.images / 16.0).astype("float32")[..., np.newaxis]
@@ -221,8 +221,8 @@ def _serve_and_query(
 def _training_mode_difference(model: keras.Model, images: np.ndarray) -> float:
     """How far the same image's answers lie apart in two batches when the batch's own moments normalize it.
 
-    Pairs against the whole batch: a batch of one has one value per channel in the dense layers, whose variance is
-    no variance, and the layer refuses it.
+    Pairs against the whole batch: a batch of one leaves one value per channel in the dense layers, of which
+    there is no variance, and the layer refuses it.
     """
     weights = model.get_weights()  # training mode moves the moving statistics: they are put back
     pairs = [np.asarray(model(images[i : i + 2], training=True)) for i in range(0, len(images), 2)]
@@ -249,7 +249,7 @@ The exported model is in {version_folder}. Serve it again (Ctrl-C stops it):
 
     keras-bn serve {version_folder.parent}
 
-and, from another terminal, send it a scanned {label} (the largest of the ten probabilities is at index {label}):
+and, from another terminal, send it a scanned {label} (the answer's largest probability is at index {label}):
 
     curl -d @{request} http://127.0.0.1:8501/v1/models/{MODEL_NAME}:predict
 """
