@@ -1,0 +1,193 @@
+"""Batches of a model's inputs from whatever `Model.predict` takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bn.errors import KerasBNError
+
+
+def batches(
+    model: keras.Model, data: Any, batch_size: int | None = None, steps: int | None = None
+) -> Batches:
+    """Batches of inputs for `model`, checked one by one: structure, shape, and no NaN or infinity.
+
+    Args:
+        model: its input shapes are what the batches are checked against.
+        data: an array, a list, tuple or dict of arrays as the model takes them, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, or any iterable of batches. Of batches that are `(x, y)` or
+            `(x, y, weights)`, x is used, as in `Model.predict`.
+        batch_size: examples per batch of arrays (32); everything else comes in batches already.
+        steps: stop after so many batches; needed when the data does not end.
+
+    Returns:
+        An iterable, `total` batches long (None: not known). `reiterable` is False for a generator or an
+        iterator, which can be walked once only.
+
+    Raises:
+        KerasBNError: at once if the arguments contradict each other; while iterating if a batch does not fit
+            the model or is not finite, if there is none at all, or fewer than `steps`.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> [x.shape for x in batches(model, np.zeros((5, 2)), batch_size=2)]
+    [(2, 2), (2, 2), (1, 2)]
+    """
+    if steps is not None and steps < 1:
+        raise KerasBNError(f"steps={steps}: it must be at least 1, or None for all of the data.")
+    if batch_size is not None and batch_size < 1:
+        raise KerasBNError(f"batch_size={batch_size}: it must be at least 1.")
+    if _is_arrays(data):
+        return Batches(model, _Slices(data, batch_size or 32), steps)
+    if batch_size is not None:
+        raise KerasBNError(
+            f"batch_size={batch_size} was given with a {type(data).__name__}, which comes in batches; "
+            "leave batch_size out."
+        )
+    if not isinstance(data, (Iterable, keras.utils.PyDataset)):
+        raise KerasBNError(
+            f"data is a {type(data).__name__}; pass what Model.predict takes: arrays, a tf.data.Dataset, "
+            "a PyDataset, or a generator of batches."
+        )
+    result = Batches(model, data, steps)
+    if result.total is None and _is_endless(data):
+        raise KerasBNError("The data repeats without end; say how many batches to read with steps=.")
+    return result
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What `batches` returns."""
+
+    model: keras.Model
+    data: Any
+    steps: int | None
+
+    @property
+    def reiterable(self) -> bool:
+        """Whether it can be walked more than once."""
+        return isinstance(self.data, keras.utils.PyDataset) or iter(self.data) is not self.data
+
+    @property
+    def total(self) -> int | None:
+        """The number of batches, None where only walking tells."""
+        known = _known_length(self.data)
+        if self.steps is None or known is None:
+            return self.steps or known
+        return min(self.steps, known)
+
+    def __iter__(self) -> Iterator[Any]:
+        done = 0
+        for batch in _walk(self.data):
+            if self.steps is not None and done == self.steps:
+                return
+            inputs = (
+                keras.utils.unpack_x_y_sample_weight(batch)[0]
+                if not isinstance(self.data, _Slices)
+                else batch
+            )
+            _check(self.model, inputs, done)
+            yield inputs
+            done += 1
+        if not done:
+            raise KerasBNError("The data yields no batch; pass at least one example.")
+        if self.steps is not None and done < self.steps:
+            raise KerasBNError(
+                f"The data ended after {done} of steps={self.steps} batches; lower steps or pass more data."
+            )
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """Arrays cut into batches along their first axis."""
+
+    arrays: Any
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        lengths = {len(leaf) for leaf in keras.tree.flatten(self.arrays)}
+        if len(lengths) != 1:
+            raise KerasBNError(f"The arrays have {sorted(lengths)} examples; they must have the same number.")
+
+    def __len__(self) -> int:
+        return math.ceil(len(keras.tree.flatten(self.arrays)[0]) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in range(len(self)):
+            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], self.arrays)
+
+
+def _is_arrays(data: Any) -> bool:
+    leaves = keras.tree.flatten(data)
+    return bool(leaves) and all(hasattr(leaf, "__array__") and np.ndim(leaf) for leaf in leaves)
+
+
+def _walk(data: Any) -> Iterable[Any]:
+    if not isinstance(data, keras.utils.PyDataset):
+        return data
+    # A PyDataset may define no length (num_batches None): then `steps` stops the walk.
+    total = _known_length(data)
+    return (data[i] for i in (range(total) if total is not None else iter(int, 1)))
+
+
+def _known_length(data: Any) -> int | None:
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _is_endless(data: Any) -> bool:
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
+    return isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+def _check(model: keras.Model, inputs: Any, index: int) -> None:
+    leaves = keras.tree.flatten(inputs)
+    if not getattr(model, "inputs", None):  # subclassed, or not built yet: any shape may fit
+        pairs = [(f"input {i}", None, leaf) for i, leaf in enumerate(leaves)]
+    elif isinstance(inputs, dict):
+        missing = [tensor.name for tensor in model.inputs if tensor.name not in inputs]
+        if missing:
+            raise KerasBNError(
+                f"Batch {index} of the data has no {missing}; the model's inputs are "
+                f"{[tensor.name for tensor in model.inputs]}."
+            )
+        pairs = [(tensor.name, tensor, inputs[tensor.name]) for tensor in model.inputs]
+    else:
+        if len(leaves) != len(model.inputs):
+            raise KerasBNError(
+                f"Batch {index} of the data has {len(leaves)} array(s), the model takes {len(model.inputs)}: "
+                f"{[tensor.name for tensor in model.inputs]}."
+            )
+        pairs = [(tensor.name, tensor, leaf) for tensor, leaf in zip(model.inputs, leaves, strict=True)]
+    for name, tensor, leaf in pairs:
+        if tensor is not None and not _fits(tuple(leaf.shape), tensor.shape):
+            raise KerasBNError(
+                f"Batch {index} of the data has shape {tuple(leaf.shape)} for {name!r}, which takes "
+                f"{tensor.shape}; mind the batch dimension."
+            )
+        if hasattr(leaf, "__array__") and not _finite(np.asarray(leaf)):
+            raise KerasBNError(
+                f"Batch {index} of the data holds NaN or infinity in {name!r}; clean the data first."
+            )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    if len(shape) == len(expected) - 1 and expected[-1] == 1:  # Keras adds this axis itself
+        expected = expected[:-1]
+    return len(shape) == len(expected) and all(e in (None, s) for s, e in zip(shape, expected, strict=True))
+
+
+def _finite(values: np.ndarray) -> bool:
+    return values.dtype.kind in "OSUbiu" or bool(np.isfinite(values).all())

@@ -1,0 +1,115 @@
+"""Moments of a whole data set, streamed batch by batch and merged by counts in float64.
+
+The merge is that of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+sample variances" (1979): unlike E[x²] - E[x]² it does not cancel, and unlike an average of per-batch
+variances it keeps the spread between batches, so the result does not depend on how the data is cut.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from keras_bn.errors import KerasBNError
+
+
+class PopulationMoments:
+    """Count, mean and variance per channel of everything it was shown.
+
+    With count n, mean μ and M = Σ(x - μ)² so far, a batch (n', μ', M') is merged by
+
+        δ = μ' - μ,    μ += δ n'/(n + n'),    M += M' + δ² n n'/(n + n'),    n += n'.
+
+    Merging is associative and commutative to float64 rounding: shards may be reduced apart and merged in any
+    order.
+
+    Args:
+        channels: the number of channels, at least 1.
+
+    Raises:
+        KerasBNError: if values or moments with another number of channels are shown, or moments are asked of
+            nothing.
+
+    >>> moments = PopulationMoments(1)
+    >>> moments.update([[1.0], [2.0]])
+    >>> moments.update([[6.0]])
+    >>> moments.count, moments.mean, moments.variance, moments.unbiased_variance
+    (3, array([3.]), array([4.66666667]), array([7.]))
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.count = 0
+        self._mean = np.zeros(channels)
+        self._squares = np.zeros(channels)
+
+    def update(self, values: ArrayLike, axis: int = -1, mask: ArrayLike | None = None) -> None:
+        """Show it a batch.
+
+        Args:
+            values: any real dtype, `channels` long on `axis`; every other axis is reduced over.
+            axis: the channel axis.
+            mask: booleans with the leading dimensions of `values` less its channel axis; False is left out.
+        """
+        array = np.moveaxis(np.asarray(values), axis, -1)
+        if mask is not None:
+            keep = np.asarray(mask, bool)
+            keep = keep.reshape(keep.shape + (1,) * (array.ndim - 1 - keep.ndim))
+            array = array[np.broadcast_to(keep, array.shape[:-1])]
+        array = array.reshape(-1, array.shape[-1]).astype(np.float64)
+        if not len(array):
+            return
+        mean = array.mean(0)
+        array -= mean
+        self.update_moments(len(array), mean, np.einsum("nc,nc->c", array, array) / len(array))
+
+    def update_moments(self, count: int, mean: ArrayLike, variance: ArrayLike) -> None:
+        """Show it a batch that was reduced elsewhere, on the device for instance.
+
+        Args:
+            count: how many values per channel it had; nothing happens when it is 0.
+            mean: `(channels,)`.
+            variance: `(channels,)`, biased (divided by `count`).
+        """
+        mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+        if mean.shape != (self.channels,) or variance.shape != (self.channels,):
+            raise KerasBNError(
+                f"Moments of {self.channels} channels were given a mean of shape {mean.shape} and a variance "
+                f"of shape {variance.shape}; pass the axis that holds the channels."
+            )
+        if not count:
+            return
+        total = self.count + int(count)
+        delta = mean - self._mean
+        self._mean = self._mean + delta * (count / total)
+        self._squares = self._squares + variance * count + delta**2 * (self.count * count / total)
+        self.count = total
+
+    def merge(self, other: PopulationMoments) -> None:
+        """Take in what `other` has seen, as if it had been shown here."""
+        if other.count:
+            self.update_moments(other.count, other.mean, other.variance)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean, `(channels,)`."""
+        self._require(1, "a mean")
+        return self._mean
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """The biased variance M/n, `(channels,)`; what Keras's own layer keeps."""
+        self._require(1, "a variance")
+        return self._squares / self.count
+
+    @property
+    def unbiased_variance(self) -> NDArray[np.float64]:
+        """The unbiased variance M/(n - 1), `(channels,)`; what the paper (section 3.1) and PyTorch keep."""
+        self._require(2, "an unbiased variance")
+        return self._squares / (self.count - 1)
+
+    def _require(self, count: int, what: str) -> None:
+        if self.count < count:
+            raise KerasBNError(
+                f"{what} needs at least {count} value(s) per channel, got {self.count}; show it more data."
+            )
