@@ -53,7 +53,7 @@ def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: in
     """Examples for `model` from a `.npy` or `.npz` file or a folder of images.
 
     An `.npz` file with one array gives that array, with several a dict by input name. Images (JPEG, PNG, BMP,
-    GIF, at any depth below the folder) are streamed, resized to the model's input and scaled as `preprocessing`
+    GIF, at any depth below the folder) are streamed, resized to the model and scaled as `preprocessing`
     says: `unit` to [0, 1]; `caffe`, `tf`, `torch` as `keras.applications` does; `none` leaves [0, 255].
     """
     if path.is_dir():
