@@ -1,0 +1,108 @@
+"""The command line over real files: results, exit codes, and one line for a mistake."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from keras_bn.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trained-like network without BN, data for it, and a file that is no model."""
+    folder = tmp_path_factory.mktemp("cli")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            keras.layers.Conv2D(4, 3, activation="relu", name="conv"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dense(2, name="logits"),
+        ]
+    )
+    model.save(folder / "plain.keras")
+    np.save(folder / "images.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32"))
+    (folder / "broken.keras").write_bytes(b"not a model")
+    (folder / "pictures").mkdir()
+    for name, picture in zip("abc", np.random.default_rng(1).integers(256, size=(3, 9, 9, 3)), strict=True):
+        keras.utils.save_img(folder / "pictures" / f"{name}.png", picture)
+    return folder
+
+
+def keras_bn(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_retrofit_then_every_verb(folder):
+    data = ("--data", folder / "images.npy")
+    retrofitted = folder / "retrofitted.keras"
+    done = keras_bn("retrofit", folder / "plain.keras", *data, "-o", retrofitted)
+    assert done.exit_code == 0, done.output
+    assert "conv" in done.output
+
+    for verb, arguments in {"convert": (), "recalibrate": data, "fold": ()}.items():
+        output = folder / f"{verb}.keras"
+        done = keras_bn(verb, retrofitted, *arguments, "-o", output, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verb"] == verb
+        assert output.exists()
+
+    images = np.load(folder / "images.npy")
+    expected = keras.models.load_model(folder / "plain.keras").predict(images, verbose=0)
+    folded = keras.models.load_model(folder / "fold.keras").predict(images, verbose=0)
+    # Folding in float64 and rounding once: a few ulp of the largest output.
+    np.testing.assert_allclose(folded, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_export_and_inspect(folder):
+    done = keras_bn("export", folder / "plain.keras", folder / "served", "--json")
+    assert done.exit_code == 0, done.output
+    path = json.loads(done.stdout)["path"]
+    assert keras_bn("inspect", path).exit_code == 0
+    assert keras_bn("inspect", folder / "plain.keras").exit_code in (0, 1)
+
+
+def test_a_dry_run_writes_nothing(folder):
+    before = set(folder.iterdir())
+    done = keras_bn("retrofit", folder / "plain.keras", "--data", folder / "images.npy", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("retrofit", "plain.keras"), 2, "--data"),
+        (("retrofit", "missing.keras", "--data", "images.npy", "--dry-run"), 2, "does not exist"),
+        (("fold", "broken.keras", "--dry-run"), 1, "could not be loaded"),
+        (("fold", "plain.keras"), 2, "-o OUT.keras"),
+        (("fold", "plain.keras", "-o", "plain.keras"), 1, "--overwrite"),
+        (("fold", "plain.keras", "-o", "out.h5"), 1, ".keras file"),
+        (("fold", "plain.keras", "--dry-run", "--import", "no.such.module"), 1, "PYTHONPATH"),
+        (("retrofit", "plain.keras", "--data", "broken.keras", "--dry-run"), 1, "could not be read as data"),
+        (("export", "plain.keras", "served", "--version", "0"), 2, "--version"),
+        (("no-such-verb",), 2, "No such command"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_an_exit_code(folder, arguments, code, words):
+    paths = {path.name: path for path in folder.iterdir()} | {"missing.keras": folder / "missing.keras"}
+    done = keras_bn(*(paths.get(argument, argument) for argument in arguments))
+    assert done.exit_code == code, done.output
+    assert words in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_folder_of_images_is_data(folder):
+    done = keras_bn(
+        "retrofit",
+        folder / "plain.keras",
+        "--data",
+        folder / "pictures",
+        "--preprocessing",
+        "tf",
+        "--dry-run",
+    )
+    assert done.exit_code == 0, done.output
