@@ -1,5 +1,6 @@
 """Batch normalization for Keras: the layer, model surgery and export."""
 
 from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
 
-__all__ = ["KerasBNError"]
+__all__ = ["BatchNormalization", "KerasBNError"]

@@ -1,0 +1,53 @@
+"""Checks of the layers' constructor arguments: each refuses with the value and the allowed range."""
+
+import numbers
+import operator
+from typing import Any
+
+from keras_bn.errors import KerasBNError
+
+
+def _refuse(layer: str, argument: str, value: Any, allowed: str) -> KerasBNError:
+    return KerasBNError(f"Layer {layer!r}: {argument} must be {allowed}, but it is {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def checked_number(value: Any, argument: str, layer: str, allowed: str, low: float, high: float) -> float:
+    """`value` as a float if low <= value < high; `allowed` says so in the error."""
+    if not _is_number(value) or not low <= value < high:
+        raise _refuse(layer, argument, value, allowed)
+    return float(value)
+
+
+def checked_axis(axis: Any, layer: str) -> int:
+    """`axis` as an int; which axes there are is known only when the layer is built."""
+    if isinstance(axis, (list, tuple)) and len(axis) == 1:  # as tf.keras used to save it
+        axis = axis[0]
+    try:
+        return operator.index(axis)
+    except TypeError:
+        raise _refuse(layer, "axis", axis, "one integer") from None
+
+
+def checked_momentum(momentum: Any, layer: str) -> float | None:
+    """`momentum` as a float in [0, 1), or None."""
+    if momentum is None:
+        return None
+    return checked_number(momentum, "momentum", layer, "in [0, 1), or None for the cumulative average", 0, 1)
+
+
+def checked_epsilon(epsilon: Any, layer: str) -> float:
+    """`epsilon` as a float above 0."""
+    if not _is_number(epsilon) or not 0 < epsilon < float("inf"):
+        raise _refuse(layer, "epsilon", epsilon, "a finite number above 0")
+    return float(epsilon)
+
+
+def checked_size(size: Any, argument: str, layer: str, least: int = 1) -> int:
+    """`size` as an int of at least `least`."""
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < least:
+        raise _refuse(layer, argument, size, f"an integer of at least {least}")
+    return int(size)
