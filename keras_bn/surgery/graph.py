@@ -1,0 +1,233 @@
+"""Rewriting Keras models: every call of a layer is kept, or replaced by a chain of layers.
+
+The donor is never touched. Its layers are recreated from their configurations and their weights copied, so
+nothing is shared between the two models; names, `trainable` flags, dtype policies, the state of random seeds
+and the compile configuration are carried over. Nested models are rewritten in place, a Sequential stays one,
+and a layer that is called twice is recreated once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from keras_bn.errors import KerasBNError
+from keras_bn.surgery import _copying
+
+Edit = Callable[["Call", _copying.Copies], "Sequence[keras.Layer] | None"]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one layer (or of a bare operation of `keras.ops`) in the graph of a model.
+
+    Attributes:
+        layer: what is called; a nested model is one call, with `inner` listing the calls in it.
+        path: unique and readable, `backbone/conv1`; later calls of a shared layer end in ` (call 2)`.
+        kwargs: the keyword arguments it is called with.
+        producers: the calls whose outputs it takes, in the order of its arguments.
+        consumers: the calls that take its outputs.
+        is_output: whether an output of the model it stands in (which may be a nested one) comes from it.
+        inner: the calls of a nested model, else empty.
+    """
+
+    layer: Any
+    path: str
+    kwargs: dict[str, Any]
+    is_output: bool
+    node: Any = field(repr=False)
+    names: set[str] = field(repr=False)
+    producers: list[Call] = field(default_factory=list, repr=False)
+    consumers: list[Call] = field(default_factory=list, repr=False)
+    inner: list[Call] = field(default_factory=list, repr=False)
+
+    def name_for(self, suffix: str) -> str:
+        """A name for a layer that goes with this one, `conv1_bn`, which no other layer of the model has."""
+        base = name = f"{self.layer.name}_{suffix}"
+        count = 1
+        while name in self.names:
+            count += 1
+            name = f"{base}_{count}"
+        self.names.add(name)
+        return name
+
+
+def calls(model: keras.Model) -> list[Call]:
+    """The calls of a model's graph, each after those it depends on; nested models are one call each.
+
+    Raises:
+        KerasBNError: if `model` is not Functional or Sequential, is not built, or two layers share a name.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="logits")])
+    >>> [(call.path, call.is_output) for call in calls(model)[1:]]
+    [('logits', True)]
+    """
+    check(model)
+    return _calls(model, "")
+
+
+def walk(model: keras.Model) -> Iterator[Call]:
+    """Like `calls`, followed into nested models: first the call of the nested model, then what is in it."""
+    yield from _flatten(calls(model))
+
+
+def rewrite(model: keras.Model, edit: Edit) -> keras.Model:
+    """Build a new model from `model`, calling other layers where `edit` says so.
+
+    Args:
+        model: Functional, Sequential, or either with such models nested in it.
+        edit: called as `edit(call, copy)` for each call of a layer other than inputs and nested models (these
+            are followed into; one called twice is edited once). It returns the layers to call instead, one
+            after the other (an empty list removes the call: its first input passes through), or None to
+            keep the layer as it is. `copy(layer)` is the layer's copy in the new model, made once per layer;
+            `copy(layer, weights=None, **changes)` makes it with other entries in its configuration and,
+            where the variables then differ, with these weights (arrays, in the order of `layer.weights`).
+
+    Returns:
+        A new model of the class of `model` if that can be built from inputs and outputs, else Functional:
+        `losses` says so.
+
+    Raises:
+        KerasBNError: as for `calls`, and if a layer cannot be recreated from its configuration.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    >>> without = rewrite(model, lambda call, copy: [] if "dropout" in call.path else None)
+    >>> [type(layer).__name__ for layer in without.layers]
+    ['Dense']
+    """
+    check(model)
+    copies = _copying.Copies()
+    result = _rebuild(model, _calls(model, ""), edit, copies)
+    copies.transfer_state()
+    _copying.transfer_trainable(model, result, copies)
+    _copying.compile_alike(model, result)
+    return result
+
+
+def losses(donor: keras.Model, result: keras.Model) -> tuple[str, ...]:
+    """What of `donor` a rewritten `result` could not keep, a sentence each."""
+    notes = []
+    if type(result) is not type(donor):
+        notes.append(
+            f"The result is a {type(result).__name__}: {type(donor).__name__} is not built from inputs and "
+            "outputs, so methods of its own are not carried over."
+        )
+    if donor.compiled and not result.compiled:
+        notes.append("The result is not compiled: the compile configuration cannot be deserialized.")
+    return tuple(notes)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether it is a Functional or Sequential model whose graph is what it computes."""
+    if isinstance(model, keras.Sequential):
+        return type(model).call is keras.Sequential.call
+    if not (isinstance(model, keras.Model) and isinstance(model, keras.Function)):
+        return False
+    return type(model).call is _copying.Functional.call
+
+
+def check(model: Any) -> None:
+    """Raise a KerasBNError unless `model` can be rewritten."""
+    if not isinstance(model, keras.Model):
+        raise KerasBNError(f"Expected a keras.Model, got {type(model).__name__}.")
+    if not is_graph(model):
+        raise KerasBNError(
+            f"Model {model.name!r} is subclassed ({type(model).__name__}): its graph cannot be seen. Rebuild "
+            "it with the functional API, keras.Model(inputs, outputs), or operate on the Functional or "
+            "Sequential models it holds and put the results in their place."
+        )
+    if isinstance(model, keras.Sequential) and model._functional is None:
+        raise KerasBNError(
+            f"Model {model.name!r} is not built: start it with a keras.Input, or call "
+            "model.build(input_shape) first."
+        )
+    operations = _graph(model).operations
+    for name, count in Counter(operation.name for operation in operations).items():
+        if count > 1:
+            raise KerasBNError(
+                f"Model {model.name!r} has {count} layers named {name!r}; give each its own name."
+            )
+    for operation in operations:
+        if is_graph(operation):
+            check(operation)
+
+
+def _graph(model: keras.Model) -> Any:
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _calls(model: keras.Model, prefix: str) -> list[Call]:
+    graph = _graph(model)
+    outputs = {id(tensor) for tensor in graph.outputs}
+    names = {operation.name for operation in graph.operations}
+    result: list[Call] = []
+    by_tensor: dict[int, Call] = {}
+    seen: Counter[int] = Counter()
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            layer = node.operation
+            seen[id(layer)] += 1
+            path = f"{prefix}{layer.name}" + (f" (call {seen[id(layer)]})" if seen[id(layer)] > 1 else "")
+            is_output = any(id(tensor) in outputs for tensor in node.outputs)
+            call = Call(layer, path, dict(node.arguments.kwargs), is_output, node, names)
+            call.producers = [by_tensor[id(t)] for t in node.input_tensors if id(t) in by_tensor]
+            for producer in call.producers:
+                producer.consumers.append(call)
+            # A nested model that is called again is the same one, and listed once.
+            if is_graph(layer) and seen[id(layer)] == 1:
+                call.inner = _calls(layer, f"{prefix}{layer.name}/")
+            by_tensor.update((id(tensor), call) for tensor in node.outputs)
+            result.append(call)
+    return result
+
+
+def _flatten(found: list[Call]) -> Iterator[Call]:
+    for call in found:
+        yield call
+        yield from _flatten(call.inner)
+
+
+def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying.Copies) -> keras.Model:
+    def chain(call: Call) -> Sequence[keras.Layer]:
+        if is_graph(call.layer):
+            if call.layer not in copies:
+                copies.register(call.layer, _rebuild(call.layer, call.inner, edit, copies))
+            return [copies(call.layer)]
+        replacement = None if call.node.is_input else edit(call, copies)
+        return [copies(call.layer)] if replacement is None else replacement
+
+    if isinstance(model, keras.Sequential):
+        stack = [layer for call in found for layer in chain(call)]
+        return _copying.constructor(model)(stack, name=model.name)
+    tensors: dict[int, Any] = {}
+    for call in found:
+        layers = chain(call)
+        if call.node.is_input:
+            results = [layers[0].output]
+        elif any(id(tensor) not in tensors for tensor in call.node.input_tensors):
+            continue  # Not reachable from the inputs: Keras skips it as well.
+        else:
+            results = _apply(layers, call, tensors)
+        tensors.update((id(old), new) for old, new in zip(call.node.outputs, results, strict=True))
+    inputs, outputs = keras.tree.map_structure(
+        lambda tensor: tensors[id(tensor)], (model._inputs_struct, model._outputs_struct)
+    )
+    return _copying.constructor(model)(inputs, outputs, name=model.name)
+
+
+def _apply(layers: Sequence[keras.Layer], call: Call, tensors: dict[int, Any]) -> list[Any]:
+    args, kwargs = call.node.arguments.fill_in(tensors)
+    if not layers:
+        return [tensors[id(call.node.input_tensors[0])]]
+    first = layers[0]
+    if type(first) is not type(call.layer):
+        accepted = _copying.parameters(first.call)
+        kwargs = {name: value for name, value in kwargs.items() if name in accepted}
+    result = first(*args, **kwargs)
+    for layer in layers[1:]:
+        result = layer(result)
+    return keras.tree.flatten(result)

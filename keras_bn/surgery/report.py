@@ -1,0 +1,90 @@
+"""What a verb did to a model: a row for every layer it considered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import keras
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer that was considered.
+
+    Attributes:
+        layer: the path of the call, `backbone/conv1`; a later call of a shared layer ends in ` (call 2)`.
+        kind: the class of the layer.
+        action: what was done, or `left alone`.
+        reason: why, or what came of it.
+        difference: the largest absolute change measured at this layer, None where nothing was measured.
+    """
+
+    layer: str
+    kind: str
+    action: str
+    reason: str = ""
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a model; prints as a table.
+
+    Attributes:
+        verb: `retrofit`, `convert`, `recalibrate` or `fold`.
+        rows: one `Row` per layer considered, in the order of the graph.
+        difference: the largest absolute change of any output, on the data the result was checked with; None
+            where it was not checked.
+        notes: what concerns the whole model, a sentence each.
+
+    >>> print(Report("fold", (Row("bn", "BatchNormalization", "folded", "into conv"),), difference=0.0))
+    fold: 1 folded; largest change of an output 0
+    layer  kind                action  reason     difference
+    bn     BatchNormalization  folded  into conv
+    """
+
+    verb: str
+    rows: tuple[Row, ...]
+    difference: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        table = [("layer", "kind", "action", "reason", "difference")]
+        table += [(r.layer, r.kind, r.action, r.reason, _number(r.difference)) for r in self.rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
+        return "\n".join([self.summary, *lines, *(f"note: {note}" for note in self.notes)])
+
+    @property
+    def summary(self) -> str:
+        """The report in one line."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row.action] = counts.get(row.action, 0) + 1
+        done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing to do"
+        measured = "" if self.difference is None else f"; largest change of an output {self.difference:.3g}"
+        return f"{self.verb}: {done}{measured}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dictionaries, lists, strings and numbers."""
+        return asdict(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+
+class SurgeryResult(NamedTuple):
+    """What every verb returns: the new model and the report of what was done to it."""
+
+    model: keras.Model
+    report: Report
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
