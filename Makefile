@@ -32,6 +32,10 @@ check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: experiments
+experiments: $(STAMP)  ## the paper's experiments, in their fast setting
+	$(BIN)/python -m benchmarks.experiments all --fast
+
 .PHONY: clean
 clean:  ## remove the environment and everything the targets made
 	rm -rf $(VENV) demo_output dist build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
