@@ -1,5 +1,111 @@
-"""The base error of the serving tools."""
+"""Errors between a client and a model server: one class for each canonical status code.
+
+The names and meanings of the codes are gRPC's (https://grpc.io/docs/guides/status-codes/). Over REST a
+code is read back from the HTTP status, where TF Serving joins some of them: 400 stands for
+INVALID_ARGUMENT, FAILED_PRECONDITION and OUT_OF_RANGE, 409 for ABORTED and ALREADY_EXISTS, 500 for
+INTERNAL, UNKNOWN and DATA_LOSS.
+"""
 
 
 class ServingError(ValueError):
-    """Something went wrong between a client and a model server; subclasses say what."""
+    """Something went wrong between a client and a model server; subclasses say what.
+
+    The message holds the server's own words where the server spoke, `code` the canonical name of the status.
+    """
+
+    code = "UNKNOWN"
+
+
+class CancelledError(ServingError):
+    """The call was cancelled."""
+
+    code = "CANCELLED"
+
+
+class InvalidArgumentError(ServingError):
+    """The request is wrong, whatever the server's state; the client's own checks raise it too."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class DeadlineExceededError(ServingError):
+    """No answer within the timeout, here or on the server."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class NotFoundError(ServingError):
+    """No such model, version or label is loaded."""
+
+    code = "NOT_FOUND"
+
+
+class AlreadyExistsError(ServingError):
+    """What should be created is there already."""
+
+    code = "ALREADY_EXISTS"
+
+
+class PermissionDeniedError(ServingError):
+    """The caller may not do this."""
+
+    code = "PERMISSION_DENIED"
+
+
+class ResourceExhaustedError(ServingError):
+    """A limit was met: a queue, a quota, a message size."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class FailedPreconditionError(ServingError):
+    """The server or the model is not in the state this request needs."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class AbortedError(ServingError):
+    """The call was given up, mostly for a conflict with another."""
+
+    code = "ABORTED"
+
+
+class OutOfRangeError(ServingError):
+    """A value lies outside the valid range."""
+
+    code = "OUT_OF_RANGE"
+
+
+class UnimplementedError(ServingError):
+    """The server, or this transport, does not offer the call."""
+
+    code = "UNIMPLEMENTED"
+
+
+class InternalError(ServingError):
+    """The server broke one of its own rules."""
+
+    code = "INTERNAL"
+
+
+class UnavailableError(ServingError):
+    """No connection, or the server is overloaded or not up yet: worth a retry."""
+
+    code = "UNAVAILABLE"
+
+
+class DataLossError(ServingError):
+    """Data is corrupt beyond repair."""
+
+    code = "DATA_LOSS"
+
+
+class UnauthenticatedError(ServingError):
+    """The credentials are missing or wrong."""
+
+    code = "UNAUTHENTICATED"
+
+
+BY_CODE: dict[str, type[ServingError]] = {
+    error.code: error for error in (ServingError, *ServingError.__subclasses__())
+}

@@ -1,0 +1,85 @@
+"""What a server says about its models: signatures, tensors, the state of versions."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serving.errors import InvalidArgumentError, UnimplementedError
+
+# tensorflow.DataType by number; the names less DT_ and in lower case are NumPy's but for these four.
+DTYPE_NAMES = {
+    1: "DT_FLOAT", 2: "DT_DOUBLE", 3: "DT_INT32", 4: "DT_UINT8", 5: "DT_INT16", 6: "DT_INT8", 7: "DT_STRING",
+    8: "DT_COMPLEX64", 9: "DT_INT64", 10: "DT_BOOL", 14: "DT_BFLOAT16", 17: "DT_UINT16", 18: "DT_COMPLEX128",
+    19: "DT_HALF", 22: "DT_UINT32", 23: "DT_UINT64",
+}  # fmt: skip
+DTYPE_NUMBERS = {name: number for number, name in DTYPE_NAMES.items()}
+_NUMPY_NAMES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16", "DT_STRING": "object"}
+
+STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
+
+Shape = tuple[int | None, ...]
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """Return the NumPy dtype of a tensorflow.DataType name; strings are `object` arrays of bytes."""
+    if name == "DT_BFLOAT16":
+        import ml_dtypes  # only models that use bfloat16 pay for its import
+
+        return np.dtype(ml_dtypes.bfloat16)
+    if name not in DTYPE_NUMBERS:
+        raise UnimplementedError(f"this client has no NumPy dtype for tensors of type {name}")
+    return np.dtype(_NUMPY_NAMES.get(name, name.removeprefix("DT_").lower()))
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a signature.
+
+    `dtype` is a tensorflow.DataType name such as "DT_FLOAT"; `shape` has None for a free dimension and is
+    itself None when the rank is unknown; `has_default` says that an input may be left out of a gRPC
+    request.
+    """
+
+    dtype: str
+    shape: Shape | None
+    has_default: bool = False
+
+    def __str__(self) -> str:
+        kind = "string" if self.dtype == "DT_STRING" else str(numpy_dtype(self.dtype))
+        return f"{kind} {'of any shape' if self.shape is None else self.shape}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A way to call a model: its inputs and outputs by name, and the method it is meant for."""
+
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """The signatures of one version of a model."""
+
+    name: str
+    version: int
+    signatures: dict[str, Signature] = field(repr=False)
+
+    def signature(self, name: str | None) -> Signature:
+        """Return the signature called `name`, None for serving_default; the error lists those there are."""
+        name = name or "serving_default"
+        if name not in self.signatures:
+            offered = ", ".join(sorted(self.signatures)) or "none"
+            raise InvalidArgumentError(f"model {self.name} has no signature {name!r}; it offers {offered}")
+        return self.signatures[name]
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """A version's state: START, LOADING, AVAILABLE, UNLOADING or END, and the error that ended it."""
+
+    version: int
+    state: str
+    code: str = "OK"
+    message: str = ""
