@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from keras_bn.errors import KerasBNError
+from keras_bn.statistics.moments import aligned_mask, reduction_axes
 
 
 class PopulationMoments:
@@ -46,19 +47,14 @@ class PopulationMoments:
         self._mean = np.zeros(channels)
         self._squares = np.zeros(channels)
 
-    def update(self, values: ArrayLike, axis: int = -1, mask: ArrayLike | None = None) -> None:
+    def update(self, values: ArrayLike, axis: int = -1) -> None:
         """Show it a batch.
 
         Args:
             values: any real dtype, `channels` long on `axis`; every other axis is reduced over.
             axis: the channel axis.
-            mask: booleans with the leading dimensions of `values` less its channel axis; False is left out.
         """
         array = np.moveaxis(np.asarray(values), axis, -1)
-        if mask is not None:
-            keep = np.asarray(mask, bool)
-            keep = keep.reshape(keep.shape + (1,) * (array.ndim - 1 - keep.ndim))
-            array = array[np.broadcast_to(keep, array.shape[:-1])]
         array = array.reshape(-1, array.shape[-1]).astype(np.float64)
         if not len(array):
             return
@@ -118,7 +114,7 @@ class PopulationMoments:
             )
 
 
-def batch_moments(values: Any, axis: int = -1, mask: Any = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def device_moments(values: Any, axis: int = -1, mask: Any = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Moments of one batch on the device, eagerly or in a graph, for `PopulationMoments.update_moments`.
 
     Each row (the last axis but the channels) is reduced in float32 and the rows are merged in float64. A
@@ -127,34 +123,33 @@ def batch_moments(values: Any, axis: int = -1, mask: Any = None) -> tuple[tf.Ten
     Args:
         values: a floating tensor of rank 2 or more.
         axis: the channel axis.
-        mask: as in `PopulationMoments.update`.
+        mask: booleans that fit as in `keras_bn.BatchNormalization`; values under False are left out.
 
     Returns:
-        The count (an int64 scalar), the mean and the biased variance (float64, `(channels,)`); all zero if
-        the mask leaves nothing.
+        The count (an int64 scalar), the mean and the biased variance (float64, `(channels,)`); of nothing,
+        the count and the variance are 0.
 
-    >>> count, mean, variance = batch_moments(np.array([[1.0], [2.0], [6.0]], "float32"))
+    Raises:
+        KerasBNError: if the mask does not fit, or differs between channels.
+
+    >>> count, mean, variance = device_moments(np.array([[1.0], [2.0], [6.0]], "float32"))
     >>> int(count), mean.numpy(), variance.numpy()
     (3, array([3.]), array([4.66666667]))
     """
     values = tf.convert_to_tensor(values)
-    rank, channels = values.shape.rank, values.shape[axis]
-    if axis % rank != rank - 1:
-        order = [i for i in range(rank) if i != axis % rank] + [axis % rank]
-        values = tf.transpose(values, order)
+    axis %= values.shape.rank
     if mask is not None:
-        mask = tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (rank - 1 - len(mask.shape))], 0))
-        mask = tf.broadcast_to(tf.cast(mask, bool), tf.shape(values)[:-1])
-        values = tf.boolean_mask(values, mask)
-        rank = 2
+        values, axis = _kept(values, axis, tf.convert_to_tensor(mask)), 1
+    rank, channels = values.shape.rank, values.shape[axis]
+    if axis != rank - 1:
+        values = tf.transpose(values, [*reduction_axes(rank, axis), axis])
     if rank == 2:
         values = tf.cast(values, tf.float64)
         count = tf.shape(values, tf.int64)[0]
-        mean = tf.math.divide_no_nan(tf.reduce_sum(values, 0), tf.cast(count, tf.float64))
+        mean = tf.reduce_mean(values, 0)
         squares = tf.reduce_sum(tf.math.squared_difference(values, mean), 0)
     else:
-        values = tf.cast(values, tf.float32)
-        rows = tf.reshape(values, [-1, tf.shape(values)[-2], channels])
+        rows = tf.reshape(tf.cast(values, tf.float32), [-1, tf.shape(values)[-2], channels])
         row_means = tf.reduce_mean(rows, 1)
         within = tf.reduce_sum(tf.math.squared_difference(rows, row_means[:, tf.newaxis]), 1)
         row_means = tf.cast(row_means, tf.float64)
@@ -164,3 +159,16 @@ def batch_moments(values: Any, axis: int = -1, mask: Any = None) -> tuple[tf.Ten
         between = tf.reduce_sum(tf.math.squared_difference(row_means, mean), 0)
         squares = tf.reduce_sum(tf.cast(within, tf.float64), 0) + between * tf.cast(length, tf.float64)
     return count, mean, tf.math.divide_no_nan(squares, tf.cast(count, tf.float64))
+
+
+def _kept(values: tf.Tensor, axis: int, mask: tf.Tensor) -> tf.Tensor:
+    """What the mask leaves, `(count, channels)`."""
+    mask = aligned_mask(mask, tuple(values.shape), axis)
+    if mask.shape[axis] != 1:
+        raise KerasBNError(
+            f"A mask of shape {tuple(mask.shape)} differs between channels (axis {axis}), so they have no "
+            "common count; mask examples or positions only."
+        )
+    mask = tf.squeeze(mask, axis)
+    values = tf.transpose(values, [*reduction_axes(values.shape.rank, axis), axis])
+    return tf.boolean_mask(values, tf.broadcast_to(mask, tf.shape(values)[:-1]))
