@@ -1,0 +1,61 @@
+"""A SavedModel as TensorFlow Serving runs it: a session of its own, tensors by the names of a signature."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+
+from keras_bn.errors import KerasBNError
+from keras_bn.saving.examples import Tensors
+
+
+@dataclass(frozen=True)
+class Servable:
+    """One signature of a loaded SavedModel.
+
+    `inputs` maps names to dtype and shape, `dtypes` are those of every value in the graph, and `run` maps
+    arrays by input name to arrays by output name.
+    """
+
+    inputs: dict[str, tf.TensorSpec]
+    dtypes: frozenset[tf.DType]
+    run: Callable[[Mapping[str, np.ndarray]], Tensors]
+
+
+@contextmanager
+def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]:
+    """Load a SavedModel into a new graph and session, and close it afterwards."""
+    if not tf.saved_model.contains_saved_model(str(path)):
+        raise KerasBNError(f"{path} holds no SavedModel; give the folder that has saved_model.pb in it.")
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        try:
+            meta_graph = SavedModelLoader(str(path)).load(session, [tf.saved_model.SERVING])
+        except (OSError, RuntimeError, tf.errors.OpError) as error:
+            raise KerasBNError(f"the SavedModel in {path} cannot be loaded: {error}") from error
+        if signature not in meta_graph.signature_def:
+            names = ", ".join(sorted(meta_graph.signature_def))
+            raise KerasBNError(f"{path} has no signature {signature!r}; it has {names}.")
+        definition = meta_graph.signature_def[signature]
+        feeds = {name: info.name for name, info in definition.inputs.items()}
+        fetches = {name: info.name for name, info in definition.outputs.items()}
+
+        def run(inputs: Mapping[str, np.ndarray]) -> Tensors:
+            return session.run(fetches, {feeds[name]: value for name, value in inputs.items()})
+
+        yield Servable(
+            {
+                name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
+                for name, info in definition.inputs.items()
+            },
+            _dtypes(meta_graph.graph_def),
+            run,
+        )
+
+
+def _dtypes(graph: tf.compat.v1.GraphDef) -> frozenset[tf.DType]:
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return frozenset(tf.as_dtype(value.type) for node in nodes for value in node.attr.values() if value.type)

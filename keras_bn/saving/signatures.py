@@ -1,0 +1,81 @@
+"""The signatures of a Keras model: named tensors in, named tensors out, inference mode only."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_bn.errors import KerasBNError
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model computes when it is served.
+
+    `inputs` maps names to specifications with a dynamic batch dimension; `outputs` names what `call`, given
+    the inputs in their order, returns as a list.
+    """
+
+    inputs: dict[str, tf.TensorSpec]
+    outputs: list[str]
+    call: Callable[..., list[tf.Tensor]]
+
+
+def predict_signature(model: keras.Model) -> Signature:
+    """Return the inference signature of a Functional or Sequential `model`.
+
+    Names are those of the model's input and output layers, or the keys where the model takes or returns a
+    dict.
+
+    Raises:
+        KerasBNError: `model` is not a Keras model, is not built, or is subclassed, so that nothing says what
+            its inputs are.
+    """
+    if not isinstance(model, keras.Model):
+        raise KerasBNError(f"expected a Keras model, got {type(model).__name__}.")
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise KerasBNError(
+            f"model {model.name!r} is not built; give it an Input or call build() before export."
+        )
+    if not getattr(model, "inputs", None):
+        raise KerasBNError(
+            f"model {model.name!r} is a subclassed {type(model).__name__}, which does not say what its "
+            "inputs and outputs are; wrap it: keras.Model(inputs, model(inputs))."
+        )
+    if isinstance(model, keras.Sequential):
+        takes, returns = model.inputs[0], model.outputs[0]
+    else:
+        takes, returns = model.input, model.output
+    inputs = {name: _spec(name, tensor) for name, tensor in _named(takes)}
+
+    def call(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        outputs = model(keras.tree.pack_sequence_as(takes, list(tensors)), training=False)
+        return [tf.convert_to_tensor(output) for output in keras.tree.flatten(outputs)]
+
+    return Signature(inputs, [name for name, _ in _named(returns)], call)
+
+
+def _named(structure: Any) -> list[tuple[str, Any]]:
+    """Pair every tensor, in the order of `keras.tree.flatten`, with a name that occurs once."""
+    tensors = keras.tree.flatten(structure)
+    if isinstance(structure, dict) and len(structure) == len(tensors):
+        names = keras.tree.flatten({key: key for key in structure})
+    else:
+        # A tensor's own name may be keras_tensor_17; the layer that made it has the name the user gave.
+        names = [tensor._keras_history.operation.name for tensor in tensors]
+    unique: list[str] = []
+    for name in names:
+        candidate, copy = name, 0
+        while candidate in unique:
+            copy += 1
+            candidate = f"{name}_{copy}"
+        unique.append(candidate)
+    return list(zip(unique, tensors, strict=True))
+
+
+def _spec(name: str, tensor: Any) -> tf.TensorSpec:
+    # A graph admits fewer characters in a name than a signature does.
+    return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=re.sub(r"[^A-Za-z0-9_.]", "_", name))
