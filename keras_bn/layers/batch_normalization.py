@@ -131,14 +131,14 @@ class BatchNormalization(keras.layers.Layer):
         rank = len(input_shape)
         if rank < 2 or not -rank <= self.axis < rank:
             raise KerasBNError(
-                f"Layer {self.name!r}: axis {self.axis} is out of range for inputs of shape {tuple(input_shape)}; "
-                f"the inputs need a rank of 2 or more and the axis must be one of theirs."
+                f"Layer {self.name!r}: axis {self.axis} is out of range for inputs of shape "
+                f"{tuple(input_shape)}; they need a rank of 2 or more and the axis must be one of theirs."
             )
         channels = input_shape[self.axis]
         if channels is None:
             raise KerasBNError(
-                f"Layer {self.name!r}: the length of axis {self.axis} must be known, but the inputs have shape "
-                f"{tuple(input_shape)}."
+                f"Layer {self.name!r}: the length of axis {self.axis} must be known, but the inputs have "
+                f"shape {tuple(input_shape)}."
             )
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis % rank: channels})
         self._build_weights((channels,))
@@ -222,16 +222,12 @@ class BatchNormalization(keras.layers.Layer):
 
         They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
         """
-        gamma = (
-            ops.ones_like(self.moving_variance) if self.gamma is None else ops.convert_to_tensor(self.gamma)
-        )
-        mean = ops.convert_to_tensor(self.moving_mean)
-        deviation = ops.sqrt(ops.convert_to_tensor(self.moving_variance) + self.epsilon)
+        gamma, beta = self._affine_weights()
+        deviation = ops.sqrt(self.moving_variance + self.epsilon)
         # The maximum changes no value: it keeps Grappler from replacing gamma / sqrt(v) by gamma * rsqrt(v),
         # which is not correctly rounded and would move a retrofitted layer off the identity.
-        scale = gamma / ops.maximum(deviation, keras.ops.cast(1e-30, self.statistics_dtype))
-        offset = -mean * scale if self.beta is None else self.beta - mean * scale
-        return scale, offset
+        scale = gamma / ops.maximum(deviation, 1e-30)
+        return scale, beta - self.moving_mean * scale
 
     def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
         """Normalized inputs, and the moments the population statistics are to learn from."""

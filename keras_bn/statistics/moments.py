@@ -56,8 +56,8 @@ def aligned_mask(mask: Any, shape: tuple[int | None, ...], axis: int) -> Any:
     )
     if not fits:
         raise KerasBNError(
-            f"A mask of shape {given} does not fit inputs of shape {tuple(shape)} with channels on axis {axis}: "
-            f"give one that broadcasts to the inputs, or one whose axes are the first of the others, in order."
+            f"A mask of shape {given} does not fit inputs of shape {tuple(shape)} with channels on axis "
+            f"{axis}: give one that broadcasts to the inputs, or one with the first of the other axes, in order."
         )
     if len(given) < rank:
         for _ in range(rank - 1 - len(given)):

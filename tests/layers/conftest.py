@@ -1,0 +1,66 @@
+"""One training step of a layer on any Keras backend, with the gradients."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+
+class Step(NamedTuple):
+    y: np.ndarray
+    dx: np.ndarray
+    dweights: list[np.ndarray]
+
+
+def training_step(layer, x, dy, mask=None):
+    """y = layer(x, training=True), and the gradients of sum(y * dy) to x and the trainable weights."""
+    return {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()](
+        layer, x, dy, mask
+    )
+
+
+def _tensorflow(layer, x, dy, mask):
+    import tensorflow as tf
+
+    x = tf.constant(x)
+    weights = [w.value for w in layer.trainable_variables]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True, mask=mask)
+    dx, *dweights = tape.gradient(y, [x, *weights], tf.cast(dy, y.dtype))
+    return Step(y.numpy(), dx.numpy(), [g.numpy() for g in dweights])
+
+
+def _jax(layer, x, dy, mask):
+    import jax
+
+    def run(weights, x):
+        y, state = layer.stateless_call(weights, fixed, x, training=True, mask=mask)
+        return y, state
+
+    layer.build(x.shape)
+    fixed = [w.value for w in layer.non_trainable_variables]
+    y, pull, state = jax.vjp(
+        run, [w.value for w in layer.trainable_variables], jax.numpy.asarray(x), has_aux=True
+    )
+    for variable, value in zip(layer.non_trainable_variables, state, strict=True):
+        variable.assign(value)
+    dweights, dx = pull(jax.numpy.asarray(dy, y.dtype))
+    return Step(np.asarray(y), np.asarray(dx), [np.asarray(g) for g in dweights])
+
+
+def _torch(layer, x, dy, mask):
+    import torch
+
+    x = keras.ops.convert_to_tensor(x).requires_grad_()
+    y = layer(x, training=True, mask=mask)
+    values = [x, *(w.value for w in layer.trainable_variables)]
+    dx, *dweights = torch.autograd.grad(y, values, keras.ops.cast(dy, y.dtype))
+    to_numpy = keras.ops.convert_to_numpy
+    return Step(to_numpy(y), to_numpy(dx), [to_numpy(g) for g in dweights])
+
+
+@pytest.fixture(name="training_step")
+def _training_step():
+    return training_step
