@@ -1,0 +1,46 @@
+"""The BN layers of a model, wherever they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.surgery.graph import Call, is_graph, walk
+
+
+def is_batch_normalization(layer: object) -> bool:
+    """Whether it is Keras's BN layer or ours, or a subclass of either.
+
+    >>> is_batch_normalization(keras.layers.BatchNormalization())
+    True
+    """
+    return isinstance(layer, (keras.layers.BatchNormalization, BatchNormalization))
+
+
+def batch_normalizations(model: keras.Model) -> list[Call]:
+    """The BN layers of a Functional or Sequential model in the order of the graph, a shared one once.
+
+    Those in nested models, and those inside other layers (`TimeDistributed`, custom blocks), are included;
+    the `path` of the latter is `block/bn`.
+
+    Raises:
+        KerasBNError: as for `keras_bn.surgery.graph.calls`, and if there is none.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="bn")])
+    >>> [call.path for call in batch_normalizations(model)]
+    ['bn']
+    """
+    found: dict[int, Call] = {}
+    for call in walk(model):
+        if is_graph(call.layer) or not isinstance(call.layer, keras.Layer):
+            continue
+        for layer in call.layer._flatten_layers():
+            if is_batch_normalization(layer) and id(layer) not in found:
+                path = call.path if layer is call.layer else f"{call.path}/{layer.name}"
+                found[id(layer)] = replace(call, layer=layer, path=path)
+    if not found:
+        raise KerasBNError(f"Model {model.name!r} has no batch normalization layer.")
+    return list(found.values())

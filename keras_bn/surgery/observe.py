@@ -1,0 +1,165 @@
+"""What goes into a model's BN layers: one trace of the model, from which any part can be run.
+
+Each chosen layer's `call` is replaced while the model is traced, so it works wherever the layer is called: in
+nested models, inside wrappers, several times, with a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_bn.errors import KerasBNError
+from keras_bn.statistics.population import PopulationMoments, device_moments
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One call of one layer: its input and output in the trace, and the moments of the input."""
+
+    layer: keras.Layer
+    inputs: tf.Tensor
+    outputs: tf.Tensor
+    moments: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+class Observer:
+    """A model traced at inference with an eye on some of its BN layers.
+
+    Args:
+        model: a built model. It is left as it was.
+        layers: the BN layers to observe, each called at least once.
+        example: one batch of inputs; gives the structure and the dtypes.
+        batchwise: let the observed layers normalize by the moments of the batch, as in training; without it
+            they normalize by their population statistics. All other layers are in inference mode either way.
+
+    Raises:
+        KerasBNError: if a layer runs inside a loop or a function of its own, where its input cannot be had.
+    """
+
+    def __init__(
+        self, model: keras.Model, layers: Sequence[keras.Layer], example: Any, batchwise: bool = False
+    ) -> None:
+        self._sites: list[_Site] = []
+        flat = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(example)]
+
+        def run(*inputs: tf.Tensor) -> tf.Tensor:
+            with _replaced_calls(layers, lambda layer, call: self._observing(layer, call, batchwise)):
+                return model(keras.tree.pack_sequence_as(example, list(inputs)), training=False)
+
+        self._dtypes = [leaf.dtype for leaf in flat]
+        self._function = tf.compat.v1.wrap_function(run, _signature(model, flat))
+        self._feeds = self._function.inputs[: len(flat)]
+        for site in self._sites:
+            if site.inputs.graph is not self._function.graph:
+                raise KerasBNError(
+                    f"{site.layer.name!r} runs inside a loop or a tf.function of its own, where its "
+                    f"inputs cannot be "
+                    "observed; leave it out with layers=."
+                )
+
+    def levels(self) -> list[list[keras.Layer]]:
+        """The layers in order of dependence: each level's inputs depend on the levels before it alone.
+
+        Raises:
+            KerasBNError: if a layer that is called several times feeds itself.
+        """
+        upstream = self._upstream()
+        level: dict[keras.Layer, int] = {}
+        waiting = dict(upstream)
+        while waiting:
+            ready = [layer for layer, needs in waiting.items() if needs <= level.keys()]
+            if not ready:
+                raise KerasBNError(
+                    f"{next(iter(waiting)).name!r} is called several times and its own output comes back "
+                    f"to it, so no "
+                    "order of the layers is sequential; use estimator='batch'."
+                )
+            for layer in ready:
+                level[layer] = 1 + max((level[other] for other in upstream[layer]), default=-1)
+                del waiting[layer]
+        ordered: list[list[keras.Layer]] = [[] for _ in range(max(level.values(), default=-1) + 1)]
+        for layer, depth in level.items():
+            ordered[depth].append(layer)
+        return ordered
+
+    def moments(
+        self, layers: Sequence[keras.Layer], data: Iterable[Any]
+    ) -> dict[keras.Layer, PopulationMoments]:
+        """The moments of the inputs of `layers` over `data`, pooled over all calls of a layer.
+
+        Only what these layers need is run. A layer that is never called has no entry.
+        """
+        sites = [site for site in self._sites if site.layer in layers]
+        step = self._function.prune(self._feeds, [site.moments for site in sites])
+        result = {site.layer: PopulationMoments(site.moments[1].shape[0]) for site in sites}
+        for batch in data:
+            leaves = keras.tree.flatten(batch)
+            values = step(*[tf.convert_to_tensor(x, d) for x, d in zip(leaves, self._dtypes, strict=True)])
+            for site, (count, mean, variance) in zip(sites, values, strict=True):
+                result[site.layer].update_moments(int(count), mean.numpy(), variance.numpy())
+        return result
+
+    def _observing(self, layer: keras.Layer, call: Callable[..., Any], batchwise: bool) -> Callable[..., Any]:
+        def observe(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+            inputs = tf.identity(inputs)
+            moments = device_moments(inputs, layer.axis, mask)
+            outputs = (
+                _normalize(layer, inputs, *moments[1:]) if batchwise else call(inputs, training=training)
+            )
+            outputs = tf.identity(outputs)
+            self._sites.append(_Site(layer, inputs, outputs, moments))
+            return outputs
+
+        return observe
+
+    def _upstream(self) -> dict[keras.Layer, set[keras.Layer]]:
+        """For every layer the observed layers its inputs depend on."""
+        outputs = {site.outputs.op: site.layer for site in self._sites}
+        behind: dict[Any, frozenset[keras.Layer]] = {}
+        for op in self._function.graph.get_operations():  # in the order of creation, so inputs come first
+            behind[op] = frozenset().union(*(behind[tensor.op] for tensor in op.inputs))
+            if op in outputs:
+                behind[op] |= {outputs[op]}
+        result: dict[keras.Layer, set[keras.Layer]] = {}
+        for site in self._sites:
+            result.setdefault(site.layer, set()).update(behind[site.inputs.op])
+        return result
+
+
+@contextmanager
+def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[..., Any]]) -> Iterator[None]:
+    try:
+        for layer in layers:
+            layer.call = wrap(layer, layer.call)
+        yield
+    finally:
+        for layer in layers:
+            if "call" in vars(layer):
+                del layer.call
+
+
+def _signature(model: keras.Model, flat: list[tf.Tensor]) -> list[tf.TensorSpec]:
+    shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
+    if len(shapes) != len(flat):
+        shapes = [(None, *leaf.shape[1:]) for leaf in flat]
+    return [tf.TensorSpec(shape, leaf.dtype) for shape, leaf in zip(shapes, flat, strict=True)]
+
+
+def _normalize(layer: keras.Layer, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """What BN does in training, whichever class the layer is of."""
+    outputs = keras.ops.batch_normalization(
+        tf.cast(inputs, tf.float32),
+        tf.cast(mean, tf.float32),
+        tf.cast(variance, tf.float32),
+        axis=layer.axis,
+        offset=layer.beta if layer.center else None,
+        scale=layer.gamma if layer.scale else None,
+        epsilon=layer.epsilon,
+    )
+    return tf.cast(outputs, inputs.dtype)
