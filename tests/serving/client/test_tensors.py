@@ -1,0 +1,124 @@
+"""TensorProto in both directions, against TensorFlow's own reading and writing of it."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import predict_pb2
+
+from serving.client import tensors
+from serving.client.metadata import DTYPE_NAMES, DTYPE_NUMBERS, numpy_dtype
+from serving.client.protobuf import MESSAGES
+from serving.errors import InternalError, UnimplementedError
+
+DTYPES = sorted(set(DTYPE_NUMBERS) - {"DT_STRING"})
+STRINGS = np.array([[b"", b"\x00\xff"], ["ø".encode(), b"x" * 300]], object)
+
+
+def example(name: str) -> np.ndarray:
+    dtype = numpy_dtype(name)
+    values = np.array([0, 1, 2, 3, 100, 127], np.int64).reshape(2, 3)
+    if dtype.kind in "iu":
+        values[0, :2] = np.iinfo(dtype).min, min(np.iinfo(dtype).max, 2**63 - 1)
+    array = values.astype(dtype)
+    if dtype.kind in "fcV":
+        array[0, 0], array[1, 1] = np.nan, -np.inf
+    return array
+
+
+def request_of(inputs: dict[str, np.ndarray], dtypes: dict[str, str]) -> predict_pb2.PredictRequest:
+    return predict_pb2.PredictRequest.FromString(b"".join(tensors.encode_inputs(inputs, dtypes)))
+
+
+def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
+    return tensors.decode(MESSAGES["TensorProto"].FromString(proto.SerializeToString()))
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_tensorflow_reads_what_we_encode(name):
+    array = example(name)
+    request = request_of({"a": array, "b": array.T}, {"a": name, "b": name})
+    for key, wanted in (("a", array), ("b", array.T)):  # the transpose is not contiguous
+        read = tf.make_ndarray(request.inputs[key])
+        assert read.dtype == wanted.dtype
+        assert read.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("content", [False, True], ids=["typed", "tensor_content"])
+@pytest.mark.parametrize("name", DTYPES)
+def test_we_read_what_tensorflow_encodes_either_way(name, content):
+    array = example(name)
+    proto = tf.make_tensor_proto(array) if content else typed(array)
+    read = decode(proto)
+    assert read.dtype == array.dtype
+    assert read.tobytes() == array.tobytes()
+    read[...] = 0  # the result is the caller's own, not a view of the answer
+
+
+def typed(array: np.ndarray) -> tensor_pb2.TensorProto:
+    """The typed form, which make_tensor_proto uses for scalars: one scalar's field after another."""
+    whole = tf.make_tensor_proto(array)
+    proto = tensor_pb2.TensorProto(dtype=whole.dtype, tensor_shape=whole.tensor_shape)
+    for value in array.ravel():
+        scalar = tf.make_tensor_proto(value, dtype=array.dtype)
+        scalar.ClearField("dtype")
+        scalar.ClearField("tensor_shape")
+        proto.MergeFrom(scalar)
+    return proto
+
+
+def test_strings_of_both_encodings():
+    request = request_of({"s": STRINGS}, {"s": "DT_STRING"})
+    np.testing.assert_array_equal(tf.make_ndarray(request.inputs["s"]), STRINGS)
+    np.testing.assert_array_equal(decode(tf.make_tensor_proto(STRINGS)), STRINGS)
+    flat = STRINGS.ravel().tolist()
+    proto = tf.make_tensor_proto(STRINGS)
+    proto.ClearField("string_val")
+    # All lengths as varints (300 = 0xac 0x02), then all bytes.
+    proto.tensor_content = bytes([0, 2, 2, 0xAC, 0x02]) + b"".join(flat)
+    np.testing.assert_array_equal(decode(proto), STRINGS)
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)), st.text(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_any_shape_and_any_name(array, name):
+    request = request_of({name: array}, {name: "DT_FLOAT"})
+    read = tf.make_ndarray(request.inputs[name])
+    assert read.shape == array.shape
+    assert read.tobytes() == array.tobytes()
+    assert decode(tf.make_tensor_proto(array)).tobytes() == array.tobytes()
+
+
+def test_a_large_array_is_copied_once():
+    """The pieces that are joined hold the caller's own memory, so the join is the only copy."""
+    array = np.zeros((2, 224, 224, 3), np.float32)
+    pieces = list(tensors.encode_inputs({"x": array}, {"x": "DT_FLOAT"}))
+    assert any(isinstance(piece, memoryview) and np.shares_memory(np.asarray(piece), array) for piece in pieces)
+
+
+def test_too_few_values_repeat_the_last_and_none_are_zeros():
+    shape = tf.TensorShape([2, 3]).as_proto()
+    proto = tensor_pb2.TensorProto(dtype=1, tensor_shape=shape, float_val=[1.0, 7.0])
+    np.testing.assert_array_equal(decode(proto), np.float32([[1, 7, 7], [7, 7, 7]]))
+    assert not decode(tensor_pb2.TensorProto(dtype=3, tensor_shape=shape)).any()
+    proto = tensor_pb2.TensorProto(dtype=7, tensor_shape=shape, string_val=[b"a", b"b"])
+    assert decode(proto).ravel().tolist() == [b"a"] + [b"b"] * 5
+
+
+def test_what_cannot_be_read_is_refused():
+    too_many = tensor_pb2.TensorProto(dtype=1, tensor_shape=tf.TensorShape([1]).as_proto(), float_val=[1, 2])
+    with pytest.raises(InternalError, match="2 values for a DT_FLOAT tensor of shape"):
+        decode(too_many)
+    with pytest.raises(UnimplementedError, match="no NumPy dtype"):
+        decode(tensor_pb2.TensorProto(dtype=20))  # DT_RESOURCE
+
+
+def test_the_numbers_of_the_dtypes_are_tensorflows():
+    for number, name in DTYPE_NAMES.items():
+        assert types_pb2.DataType.Name(number) == name
+        assert np.dtype(tf.dtypes.as_dtype(number).as_numpy_dtype) == numpy_dtype(name)
+    assert numpy_dtype("DT_BFLOAT16") == ml_dtypes.bfloat16
