@@ -71,8 +71,9 @@ class Operations:
         timeout: float,
     ) -> Operation[Any]:
         """Classify or regress."""
-        listed = [examples] if isinstance(examples, Mapping) else list(examples)
-        if not listed or not all(isinstance(example, Mapping) for example in listed):
+        listed = [examples] if isinstance(examples, Mapping) else examples
+        is_list = isinstance(listed, Sequence) and len(listed) > 0
+        if not is_list or not all(isinstance(example, Mapping) for example in listed):
             raise InvalidArgumentError(
                 f"{method} takes a dict of features by name, or a non-empty list of them"
             )
