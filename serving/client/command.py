@@ -27,30 +27,52 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
     show_envvar=True,
     help="Server: http://HOST:8501 (REST) or grpc://HOST:8500; https://, grpcs://, unix:/PATH.",
 )
-# fmt: skip
 @click.option("--model", default="default", show_default=True, help="Name of the model on the server.")
 @click.option("--signature", help="Signature to call.  [default: serving_default]")
 @click.option("--version", type=int, help="Version of the model.  [default: the newest]")
 @click.option("--label", help="Label of a version, instead of its number.")
 @click.option("--output", "outputs", multiple=True, help="Only this output; may be repeated.")
-@click.option("--method", type=click.Choice(["predict", "classify", "regress"]), default="predict",
-show_default=True,
-              help="classify and regress take JSON examples: '[{\"x\": 1.0}]'.")  # fmt: skip
-@click.option("--scale", type=float, default=1.0, show_default=True,
-              help="Multiply the pixels (0 to 255) of an image that is sent as numbers.")  # fmt: skip
-@click.option("--status", "ask", flag_value="status", help="Print the state of the versions instead.")
+@(
+    click.option(
+        "--method",
+        type=click.Choice(["predict", "classify", "regress"]),
+        default="predict",
+        show_default=True,
+        help="classify and regress take JSON examples: '[{\"x\": 1.0}]'.",
+    )
+    @ click.option(
+        "--scale",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Multiply the pixels (0 to 255) of an image that is sent as numbers.",
+    )
+    @ click.option("--status", "ask", flag_value="status", help="Print the state of the versions instead.")
+)
 @click.option("--metadata", "ask", flag_value="metadata", help="Print the signatures instead.")
 @click.option("--wait", type=float, metavar="SECONDS", help="First wait until the model is available.")
 @click.option(
     "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For the call."
 )
-@click.option("--save", type=click.Path(dir_okay=False, path_type=pathlib.Path),
-              help="Write .npy (one output) or .npz (by name) instead of printing.")  # fmt: skip
-@click.option("--ca", type=click.Path(exists=True), help="PEM file of authorities to trust.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    help="Write .npy (one output) or .npz (by name) instead of printing.",
+) @ click.option("--ca", type=click.Path(exists=True), help="PEM file of authorities to trust.")
 @click.option("--cert", type=click.Path(exists=True), help="PEM file of the client's certificate.")
 @click.option("--key", type=click.Path(exists=True), help="PEM file of the client's key.")
-def query(data: str | None, url: str, model: str, timeout: float, wait: float | None, ask: str | None,
-          ca: str | None, cert: str | None, key: str | None, **request: Any) -> None:  # fmt: skip
+def query(
+    data: str | None,
+    url: str,
+    model: str,
+    timeout: float,
+    wait: float | None,
+    ask: str | None,
+    ca: str | None,
+    cert: str | None,
+    key: str | None,
+    **request: Any,
+) -> None:
     """Ask a model server for a prediction and print it as JSON.
 
     INPUT is JSON text, the path of a .json, .npy or .npz file, - for JSON on standard input, or an image

@@ -34,6 +34,7 @@ def refused(match, x, signature):
         ([1, 2], "DT_FLOAT", np.float32([1, 2])),
         ([1.5, 2], "DT_DOUBLE", np.float64([1.5, 2])),
         (np.float64([0.1]), "DT_FLOAT", np.float32([0.1])),
+        (np.array([0.5], ">f4"), "DT_FLOAT", np.float32([0.5])),
         (np.uint8([255]), "DT_FLOAT", np.float32([255])),
         ([0.5], "DT_HALF", np.float16([0.5])),
         ([0.5], "DT_BFLOAT16", np.array([0.5], ml_dtypes.bfloat16)),
@@ -89,10 +90,15 @@ def test_strings_are_utf8_bytes_and_the_contents_of_files(tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(b"\x89PNG\x00")
     value = [["ø", b"\x00"], [path, np.bytes_(b"n")]]
-    assert prepared(value, "DT_STRING", (None, 2)).tolist() == [["ø".encode(), b"\x00"], [b"\x89PNG\x00", b"n"]]
+    assert prepared(value, "DT_STRING", (None, 2)).tolist() == [
+        ["ø".encode(), b"\x00"],
+        [b"\x89PNG\x00", b"n"],
+    ]
     assert prepared(np.array(["ab", "c"]), "DT_STRING").tolist() == [b"ab", b"c"]
     assert prepared(path, "DT_STRING", ()).tolist() == b"\x89PNG\x00"
-    refused(f"{re.escape(str(tmp_path))}.none cannot be read .No such file", [tmp_path / "none"], one("DT_STRING"))
+    refused(
+        f"{re.escape(str(tmp_path))}.none cannot be read .No such file", [tmp_path / "none"], one("DT_STRING")
+    )
 
 
 def test_shapes():

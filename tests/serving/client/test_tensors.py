@@ -83,7 +83,10 @@ def test_strings_of_both_encodings():
     np.testing.assert_array_equal(decode(proto), STRINGS)
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)), st.text(max_size=200))
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)),
+    st.text(max_size=200),
+)
 @settings(max_examples=50, deadline=None)
 def test_any_shape_and_any_name(array, name):
     request = request_of({name: array}, {name: "DT_FLOAT"})
@@ -97,7 +100,9 @@ def test_a_large_array_is_copied_once():
     """The pieces that are joined hold the caller's own memory, so the join is the only copy."""
     array = np.zeros((2, 224, 224, 3), np.float32)
     pieces = list(tensors.encode_inputs({"x": array}, {"x": "DT_FLOAT"}))
-    assert any(isinstance(piece, memoryview) and np.shares_memory(np.asarray(piece), array) for piece in pieces)
+    assert any(
+        isinstance(piece, memoryview) and np.shares_memory(np.asarray(piece), array) for piece in pieces
+    )
 
 
 def test_too_few_values_repeat_the_last_and_none_are_zeros():
