@@ -65,7 +65,7 @@ def export(
     first = _warm_up_batch(signature, examples, warmup)
 
     def write(folder: Path) -> None:
-        saved_model.write(signature, folder)
+        saved_model.write(model, signature, folder)
         if first is not None:
             warm_up.write(folder, [(saved_model.SERVING_DEFAULT, first)])
         verify_inference_mode(folder, examples)
