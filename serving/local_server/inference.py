@@ -1,0 +1,283 @@
+"""Predict, Classify, Regress and MultiInference on one loaded model, whatever the transport.
+
+A signature's inputs and outputs have aliases (its keys) and tensor names (in the graph); requests speak in
+aliases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import input_pb2
+
+from serving.local_server import tensors
+from serving.local_server.status import StatusError, invalid_argument
+
+DEFAULT_SIGNATURE = "serving_default"
+PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
+SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
+
+
+class Model(Protocol):
+    """A model that can be run, and how it wants its signatures checked."""
+
+    signatures: dict[str, SignatureDef]
+    check_methods: bool
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        """The values of the tensors named in `fetches`, given those in `feeds`."""
+
+
+class Output(NamedTuple):
+    """One output of a signature: its values, and their type as a DataType number."""
+
+    array: np.ndarray
+    dtype: int
+
+
+def _braced(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
+
+
+# Predict
+
+
+def predict(
+    model: Model,
+    signature: SignatureDef,
+    inputs: Mapping[str, np.ndarray],
+    aliases: Collection[str] = (),
+    timeout_ms: int = 0,
+) -> dict[str, Output]:
+    """The outputs called `aliases` (all if there are none) of a signature, given all of its inputs by
+    alias."""
+    if model.check_methods and signature.method_name not in (PREDICT, CLASSIFY, REGRESS):
+        raise StatusError(
+            "INTERNAL",
+            "Expected prediction signature method_name to be one of "
+            f"{{{PREDICT}, {CLASSIFY}, {REGRESS}}}. Was: {signature.method_name}",
+        )
+    chosen = list(aliases) or sorted(signature.outputs)
+    # The dtypes are the C runtime's to check; it counts the arguments in the order of the aliases.
+    feeds = {signature.inputs[alias].name: inputs[alias] for alias in sorted(inputs)}
+    arrays = model.run(feeds, [signature.outputs[alias].name for alias in chosen], timeout_ms)
+    return {
+        alias: Output(array, signature.outputs[alias].dtype)
+        for alias, array in zip(chosen, arrays, strict=True)
+    }
+
+
+def predict_inputs(
+    signature: SignatureDef, given: Mapping[str, tensor_pb2.TensorProto]
+) -> dict[str, np.ndarray]:
+    """The inputs of a gRPC request as arrays by alias, completed with the signature's defaults.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an input too many, too few or of another name, or a broken tensor.
+    """
+    expected = signature.inputs
+    if len(given) > len(expected) or (len(given) < len(expected) and not signature.defaults):
+        raise invalid_argument(
+            f"input size does not match signature: {len(given)}!={len(expected)} "
+            f"len({_braced(given)}) != len({_braced(expected)}). Sent extra: "
+            f"{_braced(set(given) - set(expected))}. "
+            f"Missing but required: {_braced(set(expected) - set(given) - set(signature.defaults))}."
+        )
+    arrays = {}
+    for alias in sorted(expected):
+        if alias in given:
+            proto = given[alias]
+        elif alias in signature.defaults:
+            proto = signature.defaults[alias]
+        else:
+            raise invalid_argument(
+                f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found in request "
+                "and no "
+                f"default value provided. Inputs expected to be in the request {_braced(given)}, or "
+                "default input "
+                f"alias set: {','.join(sorted(signature.defaults))}"
+            )
+        try:
+            arrays[alias] = tensors.to_array(proto)
+        except tensors.Malformed as error:
+            raise invalid_argument(f"tensor parsing error: {alias}") from error
+    if set(given) - set(expected):
+        used = ",".join(sorted(set(given) & set(expected)))
+        raise invalid_argument(
+            f"Inputs contains invalid name. Used request inputs: {used}, request input: "
+            f"{','.join(sorted(given))}"
+        )
+    return arrays
+
+
+def predict_outputs(signature: SignatureDef, output_filter: Sequence[str]) -> list[str]:
+    """The aliases an output filter names.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an unknown or a repeated alias.
+    """
+    for alias in output_filter:
+        if alias not in signature.outputs:
+            raise invalid_argument(
+                f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
+                f"{_braced(signature.outputs)}."
+            )
+    for alias in output_filter:
+        if list(output_filter).count(alias) > 1:
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
+    return list(output_filter)
+
+
+# Classify and Regress
+
+
+def examples_of(given: input_pb2.Input) -> np.ndarray:
+    """A request's Examples, serialized. A context is put before each of them, so that the example's features
+    win.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if there is none.
+    """
+    kind = given.WhichOneof("kind")
+    examples = getattr(given, kind).examples if kind else ()
+    if not examples:
+        raise invalid_argument("Input is empty.")
+    context = b""
+    if kind == "example_list_with_context":
+        context = given.example_list_with_context.context.SerializeToString()
+    return np.array([context + example.SerializeToString() for example in examples], object)
+
+
+def signature_of(model: Model, name: str) -> SignatureDef:
+    """The signature for Classify and Regress.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if the model has none of that name.
+    """
+    signature = model.signatures.get(name or DEFAULT_SIGNATURE)
+    if signature is None:
+        raise invalid_argument(f"No signature was found with the name: {name or DEFAULT_SIGNATURE}")
+    return signature
+
+
+class Task(NamedTuple):
+    """A method on a signature: what to fetch, and how to turn it into classes and scores or values."""
+
+    method: str
+    signature: SignatureDef
+
+    def check(self, check_method: bool) -> None:
+        """Raise INVALID_ARGUMENT unless the signature has the inputs and outputs the method needs."""
+        word = "classification" if self.method == CLASSIFY else "regression"
+        if check_method and self.signature.method_name != self.method:
+            raise invalid_argument(
+                f"Expected {word} signature method_name to be {self.method}. Was: "
+                f"{self.signature.method_name}"
+            )
+        inputs, outputs = self.signature.inputs, self.signature.outputs
+        if len(inputs) != 1:
+            raise invalid_argument("Expected one input Tensor.")
+        if self.method == CLASSIFY and len(outputs) not in (1, 2):
+            raise invalid_argument(f"Expected one or two output Tensors, found {len(outputs)}")
+        if self.method == REGRESS and len(outputs) != 1:
+            raise invalid_argument("Expected one output Tensor.")
+        if "inputs" not in inputs:
+            raise invalid_argument(f"No {word} inputs found in SignatureDef: {self.signature}")
+        if self.method == CLASSIFY and not {"classes", "scores"} & set(outputs):
+            raise invalid_argument(
+                'Expected classification signature outputs to contain at least one of "classes" or "scores". '
+                f"Signature was: {self.signature}"
+            )
+        if self.method == REGRESS and "outputs" not in outputs:
+            raise invalid_argument(f"No regression outputs found in SignatureDef: {self.signature}")
+
+    def fetches(self) -> dict[str, str]:
+        """The tensor names to fetch, by alias."""
+        aliases = ("classes", "scores") if self.method == CLASSIFY else ("outputs",)
+        return {
+            alias: self.signature.outputs[alias].name for alias in aliases if alias in self.signature.outputs
+        }
+
+    def result(self, arrays: Mapping[str, np.ndarray], count: int) -> Classes | np.ndarray:
+        """What the method answers, once the fetched arrays are found to be of the right type and shape."""
+        if self.method == CLASSIFY:
+            return _classes(arrays.get("classes"), arrays.get("scores"), count)
+        return _values(arrays["outputs"], count)
+
+
+class Classes(NamedTuple):
+    """Labels (bytes) and scores (float32) for each example, both [examples, classes]; either may be
+    missing."""
+
+    labels: np.ndarray | None
+    scores: np.ndarray | None
+
+    def rows(self) -> list[list[tuple[bytes, float]]]:
+        """A (label, score) pair for each class of each example; `b""` and 0.0 stand for what is missing."""
+        shape = (self.labels if self.labels is not None else self.scores).shape  # type: ignore[union-attr]
+        labels = np.full(shape, b"", object) if self.labels is None else self.labels
+        scores = np.zeros(shape, np.float32) if self.scores is None else self.scores
+        return [
+            list(zip(row_labels, row_scores.tolist(), strict=True))
+            for row_labels, row_scores in zip(labels, scores, strict=True)
+        ]
+
+
+def run_tasks(
+    model: Model, tasks: Sequence[Task], examples: np.ndarray, timeout_ms: int = 0
+) -> list[Classes | np.ndarray]:
+    """The result of each task on the same serialized examples, computed in one run."""
+    for task in tasks:
+        task.check(model.check_methods)
+    names = sorted({name for task in tasks for name in task.fetches().values()})
+    feeds = {task.signature.inputs["inputs"].name: examples for task in tasks}
+    fetched = dict(zip(names, model.run(feeds, names, timeout_ms), strict=True))
+    return [
+        task.result({alias: fetched[name] for alias, name in task.fetches().items()}, len(examples))
+        for task in tasks
+    ]
+
+
+def _classes(labels: np.ndarray | None, scores: np.ndarray | None, count: int) -> Classes:
+    for what, array, kind, name in (("classes", labels, "O", "STRING"), ("scores", scores, "f", "FLOAT")):
+        if array is None:
+            continue
+        if array.ndim != 2:
+            raise invalid_argument(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}")
+        if array.dtype.kind != kind or (kind == "f" and array.dtype != np.float32):
+            raise invalid_argument(f"Expected {what} Tensor of DT_{name}. Got: {_type(array)}")
+        if len(array) != count:
+            raise invalid_argument(f"Expected {what} output batch size of {count}. Got: {len(array)}")
+    if labels is not None and scores is not None and labels.shape[1] != scores.shape[1]:
+        raise invalid_argument(
+            "Tensors class and score should match in dim_size(1). Got "
+            f"{labels.shape[1]} vs. {scores.shape[1]}"
+        )
+    return Classes(labels, scores)
+
+
+def _values(array: np.ndarray, count: int) -> np.ndarray:
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] != 1):
+        raise invalid_argument(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{_shape(array)}"
+        )
+    if len(array) != count:
+        raise invalid_argument(f"Input batch size did not match output batch size: {count} vs. {len(array)}")
+    if array.dtype != np.float32:
+        raise invalid_argument(f"Expected output Tensor of DT_FLOAT.  Got: {_type(array)}")
+    return array.reshape(-1)
+
+
+def _shape(array: np.ndarray) -> str:
+    return "[" + ",".join(map(str, array.shape)) + "]"
+
+
+def _type(array: np.ndarray) -> str:
+    return types_pb2.DataType.Name(tensors.datatype(array.dtype))

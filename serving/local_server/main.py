@@ -1,0 +1,24 @@
+"""The model server's process: `python -m serving.local_server` and `keras-bn-model-server`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the server until SIGTERM or SIGINT; the process's exit code."""
+    # TensorFlow imports Keras if it is there, for uses the server has none of: a second of its start.
+    absent = "keras" not in sys.modules
+    if absent:
+        sys.modules["keras"] = None  # type: ignore[assignment]
+    import tensorflow  # noqa: F401
+
+    if absent:
+        del sys.modules["keras"]
+    from serving.local_server.server import run
+
+    return run(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
