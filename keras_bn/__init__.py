@@ -3,6 +3,17 @@
 from keras_bn.errors import KerasBNError
 from keras_bn.export import export
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.saving.proof import verify_inference_mode
+from keras_bn.surgery.fold import fold
+from keras_bn.surgery.recalibrate import recalibrate
 
-__all__ = ["BatchNormalization", "KerasBNError", "export", "verify_inference_mode"]
+__all__ = [
+    "BatchNormalization",
+    "ChannelAffine",
+    "KerasBNError",
+    "export",
+    "fold",
+    "recalibrate",
+    "verify_inference_mode",
+]

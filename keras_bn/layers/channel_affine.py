@@ -1,0 +1,66 @@
+"""One multiplication and one addition per value: what is left of BN at inference."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.arguments import checked_axis
+from keras_bn.statistics.moments import along_channels
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class ChannelAffine(keras.layers.Layer):
+    """y = x * scale + offset per channel: what `keras_bn.fold` puts for a BN layer it cannot absorb.
+
+    The arithmetic is done in float32 at least, and the result has the layer's compute dtype, as in BN.
+
+    Args:
+        axis: the channel axis of inputs of rank 2 or more.
+        **kwargs: of every Keras layer, such as name and dtype.
+
+    Weights: scale (ones at first) and offset (zeros), `(channels,)`, in that order.
+
+    Raises:
+        KerasBNError: when built, if the length of the channel axis is not known.
+
+    >>> layer = ChannelAffine()
+    >>> layer.build((None, 2))
+    >>> layer.set_weights([[2.0, 3.0], [0.0, 1.0]])
+    >>> ops.convert_to_numpy(layer(np.ones((1, 2), "float32")))
+    array([[2., 4.]], dtype=float32)
+    """
+
+    def __init__(self, axis: int = -1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axis = checked_axis(axis, self.name)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create scale and offset."""
+        channels = input_shape[self.axis] if -len(input_shape) <= self.axis < len(input_shape) else None
+        if channels is None:
+            raise KerasBNError(
+                f"Layer {self.name!r}: inputs of shape {tuple(input_shape)} have no axis {self.axis} of "
+                f"known length."
+            )
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"
+        self.scale = self.add_weight((channels,), "ones", dtype, autocast=False, name="scale")
+        self.offset = self.add_weight((channels,), "zeros", dtype, autocast=False, name="offset")
+
+    def call(self, inputs: Any) -> Any:
+        """Multiply and add."""
+        scale, offset = (
+            along_channels(ops.convert_to_tensor(v), len(inputs.shape), self.axis)
+            for v in (self.scale, self.offset)
+        )
+        return ops.cast(ops.cast(inputs, self.scale.dtype) * scale + offset, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the inputs."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "axis": self.axis}

@@ -1,0 +1,162 @@
+"""The weights of convolutions and dense layers, taking up affine maps before and after them, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from keras_bn.errors import KerasBNError
+from keras_bn.surgery._affine import Affine, Blocked
+
+_LAYERS = keras.layers
+_CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
+_TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
+_DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
+_SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
+_KINDS = (_LAYERS.Dense, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether it is a convolution or dense layer whose weights are all this module knows about."""
+    # The very classes: a subclass may do anything. Quantized layers and those with LoRA have more weights.
+    return type(layer) in _KINDS and len(layer.weights) == layer.use_bias + (
+        2 if type(layer) in _SEPARABLE else 1
+    )
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The weights of one layer.
+
+    Attributes:
+        layer: one for which `is_linear` holds.
+        input_shape: the shape of its inputs with the batch axis; tells whether "same" pads.
+        kernels: its weights but the bias, in order.
+        bias: None if it has none.
+    """
+
+    layer: keras.Layer
+    input_shape: tuple[int | None, ...]
+    kernels: list[NDArray[np.float64]]
+    bias: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, layer: keras.Layer, input_shape: tuple[int | None, ...]) -> Linear:
+        """The weights a layer has."""
+        arrays = [np.asarray(weight.numpy(), np.float64) for weight in layer.weights]
+        return cls(
+            layer,
+            input_shape,
+            arrays[:-1] if layer.use_bias else arrays,
+            arrays[-1] if layer.use_bias else None,
+        )
+
+    @property
+    def axis(self) -> int:
+        """The channel axis of its inputs and outputs."""
+        first = getattr(self.layer, "data_format", None) == "channels_first"
+        return 1 if first else len(self.input_shape) - 1
+
+    def then(self, affine: Affine) -> Linear:
+        """With a map that follows taken up: W' = W scale, b' = b scale + offset, per output channel.
+
+        Raises:
+            Blocked: if an activation lies between, or the map differs from place to place.
+        """
+        if self.layer.activation is not keras.activations.linear:
+            raise Blocked(f"{self.layer.name} has an activation")
+        scale, offset = affine.vectors(self.axis)
+        kernel = self.kernels[-1]
+        if type(self.layer) in _TRANSPOSED:
+            kernel = kernel * scale[:, None]
+        else:
+            kernel = kernel * scale.reshape(kernel.shape[-2:] if type(self.layer) in _DEPTHWISE else -1)
+        bias = None if self.bias is None else self.bias * scale
+        return replace(self, kernels=[*self.kernels[:-1], kernel], bias=_sum(bias, offset))
+
+    def after(self, affine: Affine) -> Linear:
+        """With a map that comes before taken up: W' = scale W, b' = b + offset W, per input channel.
+
+        Raises:
+            Blocked: if the layer pads with zeros, to which the offset would not be added; or the map differs
+                from place to place.
+        """
+        scale, offset = affine.vectors(self.axis)
+        if offset.any() and self._pads():
+            raise Blocked(f"the offset is not zero and {self.layer.name} pads with zeros")
+        kernel = self.kernels[0] * self._per_input(scale)
+        bias = _sum(self.bias, self._response(offset)) if offset.any() else self.bias
+        return replace(self, kernels=[kernel, *self.kernels[1:]], bias=bias)
+
+    def weights(self) -> list[NDArray[np.float64]]:
+        """The new weights in the layer's order.
+
+        Raises:
+            KerasBNError: if one is beyond what the layer stores or computes in.
+        """
+        arrays = [*self.kernels] if self.bias is None else [*self.kernels, self.bias]
+        for dtype in (self.layer.variable_dtype, self.layer.compute_dtype):
+            limit, largest = tf.as_dtype(dtype).max, max(np.abs(array).max() for array in arrays)
+            if not largest <= limit:
+                raise KerasBNError(
+                    f"With BN folded in, the weights of {self.layer.name!r} reach {largest:.3g}, beyond "
+                    f"the {limit:g} "
+                    f"that {dtype} can hold; leave BN unfolded, or rebuild the model in float32."
+                )
+        return arrays
+
+    def _per_input(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A vector over the input channels so that it multiplies the first kernel."""
+        kind = type(self.layer)
+        if kind in _TRANSPOSED:
+            return vector
+        if kind in _CONVOLUTIONS:
+            # Each group of output channels sees its own group of input channels.
+            groups, outputs = self.layer.groups, self.layer.filters
+            return np.repeat(vector.reshape(groups, -1).T, outputs // groups, axis=1)
+        return vector[:, None]
+
+    def _response(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the layer makes of a constant input, away from its bias."""
+        spread = self.kernels[0] * self._per_input(offset)
+        if type(self.layer) is _LAYERS.Dense:
+            return spread.sum(0)
+        spatial = tuple(range(spread.ndim - 2))
+        if type(self.layer) in _DEPTHWISE:
+            return spread.sum(spatial).ravel()
+        if type(self.layer) in _SEPARABLE:
+            return spread.sum(spatial).ravel() @ self.kernels[1].reshape(-1, self.kernels[1].shape[-1])
+        return spread.sum((*spatial, spread.ndim - 2))
+
+    def _pads(self) -> bool:
+        """Whether zeros are added around the input. A transposed convolution always acts as if."""
+        layer = self.layer
+        if type(layer) is _LAYERS.Dense:
+            return False
+        if type(layer) in _TRANSPOSED:
+            return True
+        lengths = [n for i, n in enumerate(self.input_shape) if i not in (0, self.axis)]
+        sizes = zip(lengths, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+        return any(_padding(layer.padding, *size) for size in sizes)
+
+
+def _sum(bias: NDArray[np.float64] | None, shift: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    if bias is None:
+        return shift if shift.any() else None
+    return bias + shift
+
+
+def _padding(mode: str, length: int | None, kernel: int, stride: int, dilation: int) -> int:
+    """How many zeros are added along one axis, the most there can be if its length is unknown."""
+    extent = (kernel - 1) * dilation
+    if mode == "valid":
+        return 0
+    if mode == "causal" or length is None:
+        return extent
+    return max((math.ceil(length / stride) - 1) * stride + extent + 1 - length, 0)
