@@ -7,6 +7,7 @@ from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.saving.proof import verify_inference_mode
 from keras_bn.surgery.fold import fold
 from keras_bn.surgery.recalibrate import recalibrate
+from keras_bn.surgery.retrofit import retrofit
 
 __all__ = [
     "BatchNormalization",
@@ -15,5 +16,6 @@ __all__ = [
     "export",
     "fold",
     "recalibrate",
+    "retrofit",
     "verify_inference_mode",
 ]

@@ -24,6 +24,7 @@ class Copies:
         self._pairs: dict[int, tuple[Any, Any]] = {}
         self._weights: dict[int, Iterable[ArrayLike]] = {}
         self._models: set[int] = set()
+        self._new: list[tuple[Any, bool]] = []
 
     def __contains__(self, layer: Any) -> bool:
         return id(layer) in self._pairs
@@ -41,9 +42,10 @@ class Copies:
         self._pairs[id(model)] = model, rebuilt
         self._models.add(id(model))
 
-    def pairs(self) -> Iterable[tuple[Any, Any]]:
-        """Every original with its copy, in the order they were made."""
-        return self._pairs.values()
+    def note(self, layers: Iterable[Any]) -> None:
+        """Remember the `trainable` flags of layers that are no copies."""
+        copies = {id(copy) for _, copy in self._pairs.values()}
+        self._new += [(layer, layer.trainable) for layer in layers if id(layer) not in copies]
 
     def transfer_state(self) -> None:
         """Give the copies, now built, the variables and assets of the originals."""
@@ -56,16 +58,18 @@ class Copies:
                 _transfer_variables(layer, copy)
             _transfer_assets(layer, copy)
 
-
-def transfer_trainable(model: keras.Model, result: keras.Model, copies: Copies) -> None:
-    """Set every `trainable` flag as in the original, outermost first: setting one sets those inside."""
-    result.trainable = model.trainable
-    pairs = {id(layer): copy for layer, copy in copies.pairs()}
-    for layer in model._flatten_layers(include_self=False):
-        copy = pairs.get(id(layer))
-        if copy is None or getattr(layer, "_functional", None) is not None:
-            continue
-        copy.trainable = layer.trainable
+    def transfer_trainable(self, model: keras.Model, result: keras.Model) -> None:
+        """Set the `trainable` flags: of a copy as in the original, of a new layer as when it was noted."""
+        result.trainable = model.trainable
+        for layer in model._flatten_layers(include_self=False):  # outside in: setting one sets those inside
+            key = id(layer)
+            if key in self._pairs:
+                copy = self._pairs[key][1]
+                old, new = ([x] if key in self._models else x._flatten_layers() for x in (layer, copy))
+                for source, target in zip(old, new, strict=True):
+                    target.trainable = source.trainable
+        for layer, trainable in self._new:
+            layer.trainable = trainable
 
 
 def constructor(model: keras.Model) -> Callable[..., keras.Model]:

@@ -103,7 +103,7 @@ def rewrite(model: keras.Model, edit: Edit) -> keras.Model:
     copies = _copying.Copies()
     result = _rebuild(model, _calls(model, ""), edit, copies)
     copies.transfer_state()
-    _copying.transfer_trainable(model, result, copies)
+    copies.transfer_trainable(model, result)
     _copying.compile_alike(model, result)
     return result
 
@@ -198,7 +198,10 @@ def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying
                 copies.register(call.layer, _rebuild(call.layer, call.inner, edit, copies))
             return [copies(call.layer)]
         replacement = None if call.node.is_input else edit(call, copies)
-        return [copies(call.layer)] if replacement is None else replacement
+        if replacement is None:
+            return [copies(call.layer)]
+        copies.note(replacement)
+        return replacement
 
     if isinstance(model, keras.Sequential):
         stack = [layer for call in found for layer in chain(call)]

@@ -1,0 +1,155 @@
+"""Putting batch normalization into a trained network without changing what it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.statistics.batches import batches
+from keras_bn.surgery._calibration import Tap, calibrate
+from keras_bn.surgery._comparison import compare
+from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
+from keras_bn.surgery._placement import places
+from keras_bn.surgery.graph import losses, rewrite, walk
+from keras_bn.surgery.report import Report, Row, SurgeryResult
+
+POSITIONS = ("before_activation", "after_activation")
+
+
+def retrofit(
+    model: keras.Model,
+    data: Any,
+    *,
+    layers: Any = None,
+    position: str = "before_activation",
+    layer: type = BatchNormalization,
+    layer_arguments: dict[str, Any] | None = None,
+    drop_bias: bool = False,
+    remove_dropout: bool = False,
+    l2_factor: float = 1.0,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    check_data: Any = None,
+    tolerance: float | None = None,
+    progress: bool = True,
+) -> SurgeryResult:
+    """Insert a normalization after each convolution and dense layer, such that no output changes.
+
+    A normalization returns its input where gamma = sqrt(variance + epsilon) and beta = mean, with mean and
+    variance of each channel of that input over `data` (Ioffe and Szegedy, 1502.03167, section 3). As gamma
+    is the very float that this square root gives and inference computes gamma / sqrt(variance + epsilon),
+    the scale is exactly 1, the offset exactly 0: the inserted layer is the identity bit for bit. So nothing
+    behind it moves either, and one pass over the data serves all insertions. In training, the network then
+    normalizes by its batches; train on from there.
+
+    An activation fused into a layer is split out, `conv1` becoming `conv1`, `conv1_bn`, `conv1_relu`.
+    TensorFlow may compute a convolution fused with its activation by another kernel than one alone, which
+    changes outputs by rounding; the report has the largest change measured.
+
+    The trap: `data` must be prepared as in training (scaled, mean subtracted), else the statistics are those
+    of some other network, and training in batches starts somewhere else than inference.
+
+    Args:
+        model: Functional or Sequential, also with such models nested in it, or layers that are called
+            several times (each call gets its own normalization). It is not changed.
+        data: what `Model.predict` takes. A few hundred examples give usable statistics.
+        layers: which layers, of those that can be normalized: a class, a name pattern (`"block5_*"`), a
+            predicate that takes the layer, or a list of these. None for all but the output layer.
+        position: "before_activation", as in the paper, or "after_activation".
+        layer: the class to insert, `keras_bn.BatchNormalization` or one like it.
+        layer_arguments: what to construct it with, such as `{"momentum": 0.9}`.
+        drop_bias: build the layers without their biases, which the normalization makes redundant, and
+            absorb them into beta. Exact but for the rounding of one subtraction.
+        remove_dropout: remove Dropout and SpatialDropout layers, as section 4.2.1 of the paper advises.
+        l2_factor: multiply the L2 weight regularization by this; the paper's section 4.2.1 divides by 5.
+        batch_size: examples per batch of arrays (32).
+        steps: how many batches to read; needed for data without an end.
+        check_data: one batch of inputs to check the result with; None for the first batch of `data`.
+        tolerance: the largest change of an output allowed, as a fraction of the largest value of that output;
+            None for 1e-5, or 1e-2 where the output has 16 bits.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The new model, with the `trainable` flags (an inserted layer has that of the layer before it) and the
+        compile configuration of the old one, and the report.
+
+    Raises:
+        KerasBNError: the model is subclassed, not built, has NaN or infinity in its weights or nothing to
+            retrofit; `layers` matches nothing; the data is empty, of the wrong shape or not finite; arguments
+            contradict each other; an output changes by more than the tolerance.
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((4,)),
+    ...         keras.layers.Dense(8, "relu", name="hidden"),
+    ...         keras.layers.Dense(2, name="logits"),
+    ...     ]
+    ... )
+    >>> x = np.random.default_rng(0).normal(size=(64, 4))
+    >>> result = retrofit(model, x, progress=False)
+    >>> [layer.name for layer in result.model.layers]
+    ['hidden', 'hidden_bn', 'hidden_relu', 'logits']
+    >>> bool(np.array_equal(result.model.predict(x, verbose=0), model.predict(x, verbose=0)))
+    True
+    """
+    _check_arguments(position, drop_bias, l2_factor, layer_arguments)
+    found = list(walk(model))
+    _check_weights(model)
+    data = batches(model, data, batch_size, steps)
+    chosen, left_alone = places(model, layers, position == "before_activation")
+    if not chosen:
+        reasons = [f"{row.layer}: {row.reason}" for row in left_alone[:5]] or ["no such layer in it"]
+        raise KerasBNError(f"Model {model.name!r} has nothing to retrofit: {'; '.join(reasons)}.")
+    insertion = Insertion(chosen, layer, layer_arguments or {}, drop_bias, remove_dropout, l2_factor)
+    result = rewrite(model, insertion.edit)
+    taps = [Tap(insertion.layer_at(place), place.axis, insertion.bias_dropped_at(place)) for place in chosen]
+    moments, first_batch = calibrate(result, taps, data, progress)
+    rows = [*left_alone, *insertion.rows]
+    for place, tap, population in zip(chosen, taps, moments, strict=True):
+        make_identity(tap.layer, population, tap.bias)
+        rows.append(identity_row(place, tap))
+    check_batch = first_batch if check_data is None else next(iter(batches(model, check_data)))
+    difference = compare(model, result, check_batch, tolerance)
+    in_order = _in_graph_order(rows, [call.path for call in found])
+    return SurgeryResult(result, Report("retrofit", in_order, difference, losses(model, result)))
+
+
+def _in_graph_order(rows: list[Row], paths: list[str]) -> tuple[Row, ...]:
+    order = {path: index for index, path in enumerate(paths)}
+
+    def position(row: Row) -> int:  # what is inside a wrapper comes where the wrapper is
+        return order.get(row.layer, order.get(row.layer.rpartition("/")[0], len(order)))
+
+    return tuple(sorted(rows, key=position))
+
+
+def _check_arguments(
+    position: str, drop_bias: bool, l2_factor: float, layer_arguments: dict[str, Any] | None
+) -> None:
+    if position not in POSITIONS:
+        raise KerasBNError(f"position={position!r}; it must be one of {', '.join(POSITIONS)}.")
+    if drop_bias and position == "after_activation":
+        raise KerasBNError(
+            'drop_bias=True with position="after_activation": an activation stands between bias and '
+            "normalization, so the bias is not redundant; drop one of the two arguments."
+        )
+    if not l2_factor >= 0:
+        raise KerasBNError(f"l2_factor={l2_factor}; it must be at least 0.")
+    for name in ("axis", "name", "dtype"):
+        if name in (layer_arguments or {}):
+            raise KerasBNError(
+                f"layer_arguments has {name!r}, which follows from the layer normalized; leave it out."
+            )
+
+
+def _check_weights(model: keras.Model) -> None:
+    for weight in model.weights:
+        values = np.asarray(keras.ops.convert_to_numpy(weight))
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise KerasBNError(
+                f"Weight {weight.path!r} holds NaN or infinity; load sound weights before the retrofit."
+            )
