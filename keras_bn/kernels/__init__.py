@@ -8,7 +8,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_bn.kernels.tensorflow import applies, fused_batch_norm
 else:
 
-    def applies(x: Any, axis: int) -> bool:
+    def applies(x: Any) -> bool:
         """No other backend has a fast path: `keras.ops` is compiled there anyway."""
         return False
 

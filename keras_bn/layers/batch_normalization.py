@@ -231,8 +231,8 @@ class BatchNormalization(keras.layers.Layer):
 
     def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
         """Normalized inputs, and the moments the population statistics are to learn from."""
-        if mask is None and not self.synchronized and kernels.applies(inputs, self.axis):
-            return kernels.fused_batch_norm(inputs, *self._affine_weights(), self.epsilon)
+        if mask is None and not self.synchronized and kernels.applies(inputs):
+            return kernels.fused_batch_norm(inputs, *self._affine_weights(), self.epsilon, self.axis)
         x = ops.cast(inputs, self.statistics_dtype)
         moments = self.batch_moments(x, mask)
         return self.normalize(x, moments, *self._affine_weights()), moments

@@ -57,7 +57,7 @@ def aligned_mask(mask: Any, shape: tuple[int | None, ...], axis: int) -> Any:
     if not fits:
         raise KerasBNError(
             f"A mask of shape {given} does not fit inputs of shape {tuple(shape)} with channels on axis "
-            f"{axis}: give one that broadcasts to the inputs, or one with the first of the other axes, in order."
+            f"{axis}: give one that broadcasts to the inputs, or one with the first of the other axes."
         )
     if len(given) < rank:
         for _ in range(rank - 1 - len(given)):
@@ -75,12 +75,23 @@ def value_count(x: Any, axes: list[int], dtype: str) -> Any:
     return ops.cast(count, dtype)
 
 
+def _sum(x: Any, axes: list[int]) -> Any:
+    """The sum over `axes`, which keep a length of 1, one axis at a time.
+
+    Long sums in single precision lose digits, short ones of short ones do not; in TensorFlow, which sums row
+    after row, they are faster as well.
+    """
+    for a in reversed(axes):
+        x = ops.sum(x, a, keepdims=True)
+    return x
+
+
 def batch_moments(x: Any, axis: int, mask: Any = None) -> Moments:
     """Count, mean and biased variance of each channel of `x`, differentiable with respect to `x`.
 
     With d = x - k for a constant k near the mean: mean = k + E[d], variance = E[d²] - E[d]². The shift makes
-    this safe: nothing cancels when the mean is large beside the standard deviation, and the error that a long
-    sum leaves in k is taken out again.
+    this safe: nothing cancels when the mean is large beside the standard deviation, and the rounding of k is
+    taken out again.
 
     Args:
         x: floating-point tensor of any rank >= 2, in the dtype that the statistics are to have.
@@ -95,22 +106,19 @@ def batch_moments(x: Any, axis: int, mask: Any = None) -> Moments:
     dtype = keras.backend.standardize_dtype(x.dtype)
     count = value_count(x, axes, dtype)
     if mask is not None:
-        repeats = count / value_count(mask, axes, dtype)
-        kept = ops.sum(ops.cast(mask, dtype), axes, keepdims=True) * repeats
-        x = ops.where(mask, x, ops.zeros((), dtype))
-        count = kept
+        count = _sum(ops.cast(mask, dtype), axes) * (count / value_count(mask, axes, dtype))
+        x = ops.where(mask, x, 0)
     divisor = ops.maximum(count, 1)
-    shift = ops.stop_gradient(ops.sum(x, axes, keepdims=True) / divisor)
+    shift = ops.stop_gradient(_sum(x, axes) / divisor)
     centred = x - shift
     if mask is not None:
-        centred = ops.where(mask, centred, ops.zeros((), dtype))
-    offset = ops.sum(centred, axes, keepdims=True) / divisor
-    variance = ops.sum(ops.square(centred), axes, keepdims=True) / divisor - ops.square(offset)
-    mean, variance = (ops.squeeze(v, axes) for v in (shift + offset, ops.maximum(variance, 0)))
+        centred = ops.where(mask, centred, 0)
+    offset = _sum(centred, axes) / divisor
+    variance = ops.maximum(_sum(ops.square(centred), axes) / divisor - ops.square(offset), 0)
+    mean = ops.squeeze(shift + offset, axes)
     if mask is not None:
-        count = ops.squeeze(count, axes)
-        count = count if mask.shape[axis] not in (1, None) else ops.broadcast_to(count, ops.shape(mean))
-    return Moments(count, mean, variance)
+        count = ops.broadcast_to(ops.squeeze(count, axes), ops.shape(mean))
+    return Moments(count, mean, ops.squeeze(variance, axes))
 
 
 def merged(moments: Moments) -> Moments:

@@ -1,4 +1,4 @@
-"""With gamma = sqrt(moving_variance + epsilon) and beta = moving_mean inference is the identity, to the bit."""
+"""With gamma = sqrt(moving_variance + epsilon), beta = moving_mean, inference is the identity to the bit."""
 
 import keras
 import numpy as np

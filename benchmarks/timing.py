@@ -1,0 +1,75 @@
+"""Fair timing: candidates take turns, so that whatever else the machine does hits all of them alike."""
+
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+
+THREADS = 2
+
+Candidates = Mapping[str, Callable[[], object]]
+
+
+def pin_threads() -> None:
+    """Give TensorFlow and, if it is installed, torch the same number of threads; call before using either."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(THREADS)
+
+
+def interleaved(candidates: Candidates, rounds: int = 15, warmup: int = 3) -> dict[str, float]:
+    """Median seconds of each candidate over `rounds` rounds, each of which runs every candidate once."""
+    for run in candidates.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, run in candidates.items():
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def ratio_row(name: str, seconds: Mapping[str, float], columns: Sequence[str], base: str) -> list[str]:
+    """Milliseconds of the base, then how many times as long each of the other columns took."""
+    cells = [f"{seconds[c] / seconds[base]:.2f}" if c in seconds else "" for c in columns if c != base]
+    return [name, f"{1e3 * seconds[base]:.2f}", *cells]
+
+
+def machine() -> str:
+    """One line: processor, cores, versions."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    versions = []
+    for package in ("tensorflow", "keras", "tf_keras", "torch", "numpy"):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return (
+        f"{model}, {os.cpu_count()} cores, {THREADS} threads; Python {platform.python_version()}, "
+        + ", ".join(versions)
+    )
