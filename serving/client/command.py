@@ -32,23 +32,21 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 @click.option("--version", type=int, help="Version of the model.  [default: the newest]")
 @click.option("--label", help="Label of a version, instead of its number.")
 @click.option("--output", "outputs", multiple=True, help="Only this output; may be repeated.")
-@(
-    click.option(
-        "--method",
-        type=click.Choice(["predict", "classify", "regress"]),
-        default="predict",
-        show_default=True,
-        help="classify and regress take JSON examples: '[{\"x\": 1.0}]'.",
-    )
-    @ click.option(
-        "--scale",
-        type=float,
-        default=1.0,
-        show_default=True,
-        help="Multiply the pixels (0 to 255) of an image that is sent as numbers.",
-    )
-    @ click.option("--status", "ask", flag_value="status", help="Print the state of the versions instead.")
+@click.option(
+    "--method",
+    type=click.Choice(["predict", "classify", "regress"]),
+    default="predict",
+    show_default=True,
+    help="classify and regress take JSON examples: '[{\"x\": 1.0}]'.",
 )
+@click.option(
+    "--scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Multiply the pixels (0 to 255) of an image that is sent as numbers.",
+)
+@click.option("--status", "ask", flag_value="status", help="Print the state of the versions instead.")
 @click.option("--metadata", "ask", flag_value="metadata", help="Print the signatures instead.")
 @click.option("--wait", type=float, metavar="SECONDS", help="First wait until the model is available.")
 @click.option(
@@ -58,7 +56,8 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
     "--save",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     help="Write .npy (one output) or .npz (by name) instead of printing.",
-) @ click.option("--ca", type=click.Path(exists=True), help="PEM file of authorities to trust.")
+)
+@click.option("--ca", type=click.Path(exists=True), help="PEM file of authorities to trust.")
 @click.option("--cert", type=click.Path(exists=True), help="PEM file of the client's certificate.")
 @click.option("--key", type=click.Path(exists=True), help="PEM file of the client's key.")
 def query(
