@@ -6,14 +6,18 @@ import numpy as np
 
 from serving.errors import InvalidArgumentError, UnimplementedError
 
-# tensorflow.DataType by number; the names less DT_ and in lower case are NumPy's but for these four.
-DTYPE_NAMES = {
-    1: "DT_FLOAT", 2: "DT_DOUBLE", 3: "DT_INT32", 4: "DT_UINT8", 5: "DT_INT16", 6: "DT_INT8", 7: "DT_STRING",
-    8: "DT_COMPLEX64", 9: "DT_INT64", 10: "DT_BOOL", 14: "DT_BFLOAT16", 17: "DT_UINT16", 18: "DT_COMPLEX128",
-    19: "DT_HALF", 22: "DT_UINT32", 23: "DT_UINT64",
-}  # fmt: skip
-DTYPE_NUMBERS = {name: number for number, name in DTYPE_NAMES.items()}
-_NUMPY_NAMES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16", "DT_STRING": "object"}
+# tensorflow.DataType: number, name and NumPy dtype of those that have one; strings are objects.
+_DTYPES = [
+    (1, "DT_FLOAT", "float32"), (2, "DT_DOUBLE", "float64"),
+    (3, "DT_INT32", "int32"), (4, "DT_UINT8", "uint8"),
+    (5, "DT_INT16", "int16"), (6, "DT_INT8", "int8"), (7, "DT_STRING", "object"),
+    (8, "DT_COMPLEX64", "complex64"), (9, "DT_INT64", "int64"), (10, "DT_BOOL", "bool"),
+    (14, "DT_BFLOAT16", "bfloat16"), (17, "DT_UINT16", "uint16"), (18, "DT_COMPLEX128", "complex128"),
+    (19, "DT_HALF", "float16"), (22, "DT_UINT32", "uint32"), (23, "DT_UINT64", "uint64"),
+]  # fmt: skip
+DTYPE_NAMES = {0: "DT_INVALID"} | {number: name for number, name, _ in _DTYPES}
+DTYPE_NUMBERS = {name: number for number, name, _ in _DTYPES}
+_NUMPY_NAMES = {name: numpy_name for _, name, numpy_name in _DTYPES}
 
 STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 
@@ -22,13 +26,13 @@ Shape = tuple[int | None, ...]
 
 def numpy_dtype(name: str) -> np.dtype:
     """Return the NumPy dtype of a tensorflow.DataType name; strings are `object` arrays of bytes."""
+    if name not in _NUMPY_NAMES:
+        raise UnimplementedError(f"this client has no NumPy dtype for tensors of type {name}")
     if name == "DT_BFLOAT16":
         import ml_dtypes  # only models that use bfloat16 pay for its import
 
         return np.dtype(ml_dtypes.bfloat16)
-    if name not in DTYPE_NUMBERS:
-        raise UnimplementedError(f"this client has no NumPy dtype for tensors of type {name}")
-    return np.dtype(_NUMPY_NAMES.get(name, name.removeprefix("DT_").lower()))
+    return np.dtype(_NUMPY_NAMES[name])
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class TensorSpec:
     has_default: bool = False
 
     def __str__(self) -> str:
-        kind = "string" if self.dtype == "DT_STRING" else str(numpy_dtype(self.dtype))
+        kind = "string" if self.dtype == "DT_STRING" else _NUMPY_NAMES.get(self.dtype, self.dtype)
         return f"{kind} {'of any shape' if self.shape is None else self.shape}"
 
 

@@ -72,8 +72,8 @@ message All { }
 message Specific { repeated int64 versions = 1; }
 message ServableVersionPolicy { Latest latest = 100; All all = 101; Specific specific = 102; }
 message ModelConfig {
-  string name = 1; string base_path = 2; string model_platform = 4; ServableVersionPolicy
-  model_version_policy = 7; map<string, int64> version_labels = 8;
+  string name = 1; string base_path = 2; string model_platform = 4;
+  ServableVersionPolicy model_version_policy = 7; map<string, int64> version_labels = 8;
 }
 message ModelConfigList { repeated ModelConfig config = 1; }
 message ModelServerConfig { ModelConfigList model_config_list = 1; }

