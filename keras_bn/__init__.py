@@ -5,6 +5,7 @@ from keras_bn.export import export
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.saving.proof import verify_inference_mode
+from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
 from keras_bn.surgery.recalibrate import recalibrate
 from keras_bn.surgery.retrofit import retrofit
@@ -13,6 +14,7 @@ __all__ = [
     "BatchNormalization",
     "ChannelAffine",
     "KerasBNError",
+    "convert",
     "export",
     "fold",
     "recalibrate",

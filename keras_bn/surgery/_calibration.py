@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.batches import Batches
-from keras_bn.statistics.moments import along_channels
+from keras_bn.statistics.moments import along
 from keras_bn.statistics.population import PopulationMoments, device_moments
 
 
@@ -90,7 +90,7 @@ def _observed(taps: Sequence[Tap]) -> Iterator[list[Any]]:
             if tap.bias is None:
                 return inputs
             bias = tf.cast(tap.bias, inputs.dtype)
-            return inputs + along_channels(bias, len(inputs.shape), tap.axis)
+            return inputs + along(bias, len(inputs.shape), tap.axis)
 
         return call
 

@@ -29,7 +29,7 @@ class Copies:
     def __contains__(self, layer: Any) -> bool:
         return id(layer) in self._pairs
 
-    def __call__(self, layer: Any, weights: Iterable[ArrayLike] | None = None, **changes: Any) -> Any:
+    def __call__(self, layer: Any, /, weights: Iterable[ArrayLike] | None = None, **changes: Any) -> Any:
         """The copy of `layer`; `weights` and `changes` are heeded by the call that makes it."""
         if layer not in self:
             self._pairs[id(layer)] = layer, _recreate(layer, changes)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_bn.errors import KerasBNError
-from keras_bn.statistics.moments import along_channels
+from keras_bn.statistics.moments import along
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery import _regularization
 from keras_bn.surgery._calibration import Tap
@@ -121,7 +121,7 @@ def identity_row(place: Place, tap: Tap) -> Row:
     values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), channels))
     values = values * np.asarray(layer.gamma) + np.asarray(layer.moving_mean)
     x = ops.cast(np.moveaxis(values, -1, place.axis), layer.compute_dtype)
-    expected = x if tap.bias is None else x + ops.cast(along_channels(tap.bias, rank, place.axis), x.dtype)
+    expected = x if tap.bias is None else x + ops.cast(along(tap.bias, rank, place.axis), x.dtype)
     difference = ops.max(ops.abs(ops.cast(layer(x, training=False) - expected, "float32")))
     reason = f"{layer.name} inserted" + ("" if place.after is place.call else f" after {place.after.path}")
     reason += ", activation split out" if place.activation is not None else ""

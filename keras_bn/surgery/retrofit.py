@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.batches import batches
 from keras_bn.surgery._calibration import Tap, calibrate
+from keras_bn.surgery._checks import check_weights
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
 from keras_bn.surgery._placement import places
@@ -89,16 +89,16 @@ def retrofit(
     ...         keras.layers.Dense(2, name="logits"),
     ...     ]
     ... )
-    >>> x = np.random.default_rng(0).normal(size=(64, 4))
+    >>> x = keras.random.normal((64, 4), seed=0)
     >>> result = retrofit(model, x, progress=False)
     >>> [layer.name for layer in result.model.layers]
     ['hidden', 'hidden_bn', 'hidden_relu', 'logits']
-    >>> bool(np.array_equal(result.model.predict(x, verbose=0), model.predict(x, verbose=0)))
+    >>> bool((result.model.predict(x, verbose=0) == model.predict(x, verbose=0)).all())
     True
     """
     _check_arguments(position, drop_bias, l2_factor, layer_arguments)
     found = list(walk(model))
-    _check_weights(model)
+    check_weights(model)
     data = batches(model, data, batch_size, steps)
     chosen, left_alone = places(model, layers, position == "before_activation")
     if not chosen:
@@ -143,13 +143,4 @@ def _check_arguments(
         if name in (layer_arguments or {}):
             raise KerasBNError(
                 f"layer_arguments has {name!r}, which follows from the layer normalized; leave it out."
-            )
-
-
-def _check_weights(model: keras.Model) -> None:
-    for weight in model.weights:
-        values = np.asarray(keras.ops.convert_to_numpy(weight))
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise KerasBNError(
-                f"Weight {weight.path!r} holds NaN or infinity; load sound weights before the retrofit."
             )
