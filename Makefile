@@ -19,6 +19,7 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)  ## install into .venv (again only when pyproject.toml changed)
 
 .PHONY: demo
+demo: export TF_CPP_MIN_LOG_LEVEL = 3  # the demo's own lines only
 demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digits
 	$(BIN)/keras-bn demo
 
@@ -35,6 +36,15 @@ check: $(STAMP)  ## ruff and mypy
 .PHONY: experiments
 experiments: $(STAMP)  ## the paper's experiments, in their fast setting
 	$(BIN)/python -m benchmarks.experiments all --fast
+
+.PHONY: docs
+docs: $(STAMP)  ## build the documentation into site/; a broken link is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -d site/.doctrees docs site
+	@echo "open site/index.html"
+
+.PHONY: docs-serve
+docs-serve: docs  ## build the documentation and show it on http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 .PHONY: clean
 clean:  ## remove the environment and everything the targets made

@@ -1,0 +1,43 @@
+"""What Sphinx would misread in our docstrings, which are written to be read as plain text."""
+
+import inspect
+import re
+
+import keras
+from sphinx.util.inspect import stringify_signature
+
+SECTION = re.compile(r"[A-Z][\w ]*:$")
+
+
+def keep_formulas(app, what, name, obj, options, lines):
+    """Mark an indented block as literal: as a quotation its lines would be joined."""
+    result, in_section = [], False
+    for number, line in enumerate(lines):
+        indented = line.startswith("    ")
+        if line and not indented:
+            following = lines[number + 1] if number + 1 < len(lines) else ""
+            in_section = bool(SECTION.match(line)) and following.startswith(" ")
+        starts_block = indented and not in_section and number and not lines[number - 1].strip()
+        if starts_block and not _in_block(result):
+            result += ["::", ""]
+        result.append(line)
+    lines[:] = result
+
+
+def _in_block(lines):
+    return next((line.startswith("    ") for line in reversed(lines) if line.strip()), False)
+
+
+def constructor_signature(app, what, name, obj, options, signature, return_annotation):
+    """The arguments of a layer: Keras wraps every layer's constructor in one of `*args, **kwargs`."""
+    if what != "class" or not issubclass(obj, (keras.layers.Layer, keras.callbacks.Callback)):
+        return None
+    parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+    return stringify_signature(inspect.Signature(parameters), unqualified_typehints=True), None
+
+
+def setup(app):
+    # Before napoleon (500), which turns sections into field lists.
+    app.connect("autodoc-process-docstring", keep_formulas, priority=400)
+    app.connect("autodoc-process-signature", constructor_signature)
+    return {"parallel_read_safe": True}

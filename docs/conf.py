@@ -1,0 +1,48 @@
+"""Sphinx configuration: Markdown pages, the API from docstrings, and nothing fetched from a network."""
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "keras_bn"
+copyright = "the keras_bn authors, Apache-2.0"
+release = version_of("keras-bn")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "sphinx_copybutton",
+    "docstrings",
+    "mathml",
+]
+exclude_patterns = ["_extensions"]
+suppress_warnings = ["misc.highlighting_failure"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_block"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "undoc-members": False, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+default_role = "py:obj"
+add_module_names = False
+python_maximum_signature_line_length = 88
+napoleon_custom_sections = [("Call arguments", "params_style")]
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "keras_bn"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_math_renderer = "mathml"
+html_theme_options = {"footer_icons": [], "navigation_with_keys": True}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_exclude = ".linenos, .gp, .go"

@@ -1,0 +1,187 @@
+"""The documentation: its snippets run and print what it shows, its links lead somewhere, its API is complete."""
+
+import contextlib
+import doctest
+import importlib.util
+import io
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import pytest
+from click.testing import CliRunner
+
+import keras_bn
+import serving
+import serving.client
+import serving.local_server
+from keras_bn.cli import main
+from serving.client import Client
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+# A fenced block and, where one follows at once, the `text` block with what it prints.
+SNIPPET = re.compile(r"^```(python|sh)\n(.*?)^```\n(?:\n*```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+OPTIONAL = {"torch", "tf_keras"}
+# They need an engine, a cluster, a browser or an installation of their own.
+NOT_RUN = {"docker", "kubectl", "tensorboard", "pip", "make"}
+
+
+class Snippet(NamedTuple):
+    language: str
+    code: str
+    prints: str | None
+
+
+def snippets(page):
+    return [Snippet(*found) for found in SNIPPET.findall((DOCS / page).read_text(encoding="utf-8"))]
+
+
+class Session:
+    """One page's Python names, folder and model server."""
+
+    def __init__(self):
+        self.names = {}
+        self.ports = {}
+        self.server = None
+
+    def run(self, snippet):
+        code = re.sub("850[01]", lambda port: self.ports.get(port[0], port[0]), snippet.code)
+        printed = self._python(code) if snippet.language == "python" else self._shell(code)
+        if snippet.prints:
+            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            assert doctest.OutputChecker().check_output(snippet.prints, printed, flags), printed
+
+    def _python(self, code):
+        imports = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+        if any(name in OPTIONAL and not importlib.util.find_spec(name) for name in imports):
+            return ""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, "snippet", "exec"), self.names)
+        return printed.getvalue()
+
+    def _shell(self, code):
+        printed = ""
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or words[0] in NOT_RUN:
+                continue
+            if words[:2] == ["keras-bn", "serve"]:
+                self._serve(words[2:])
+            elif words[0] == "keras-bn":
+                result = CliRunner().invoke(main, words[1:])
+                assert result.exit_code == 0, result.output
+                printed += result.stdout
+            else:
+                assert words[0] == "curl", f"how to run {line!r} here?"
+                printed += subprocess.run(
+                    [*words, "--silent", "--fail-with-body"], check=True, capture_output=True, text=True
+                ).stdout
+        return printed
+
+    def _serve(self, arguments):
+        self.ports = {"8500": str(_free_port()), "8501": str(_free_port())}
+        self.server = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("keras-bn")),
+                "serve",
+                *arguments,
+                f"--port={self.ports['8500']}",
+                f"--rest_api_port={self.ports['8501']}",
+            ],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        with Client(f"http://127.0.0.1:{self.ports['8501']}", model=Path(arguments[0]).name) as client:
+            client.wait_until_ready(timeout=60)
+
+    def close(self):
+        if self.server is not None:
+            self.server.terminate()
+            self.server.wait(timeout=20)
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """Fresh layer names, a folder of its own, and seeded weights where ImageNet's can't be downloaded."""
+    keras.utils.clear_session()
+    monkeypatch.chdir(tmp_path)
+    for name in ("VGG16", "ResNet50"):
+        real = getattr(keras.applications, name)
+        monkeypatch.setattr(
+            keras.applications, name, lambda real=real, **options: real(**options | {"weights": None})
+        )
+    session = Session()
+    yield session
+    session.close()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)])
+def test_snippets_run_and_print_what_the_page_shows(page, session):
+    for snippet in snippets(page):
+        session.run(snippet)
+
+
+def test_every_fenced_block_of_code_is_seen():
+    # A block that the pattern misses (indented, another fence) would never run.
+    for page in PAGES:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        assert len(re.findall(r"^\s*[`~]{3,}\s*\{?(?:python|sh|bash|console)\b", text, re.MULTILINE)) == len(
+            snippets(page)
+        ), page
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; warnings, broken links among them, are errors."""
+    folder = tmp_path_factory.mktemp("site")
+    build = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", folder / "doctrees", DOCS, folder],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    assert build.returncode == 0, build.stderr
+    return folder
+
+
+def test_the_site_needs_no_network(site):
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="(https?:[^"]*)"', page.read_text())
+        assert not loaded, page
+
+
+def test_links_lead_to_pages_and_anchors_that_exist(site):
+    ids = {page: set(re.findall(r'\bid="([^"]+)"', page.read_text())) for page in site.rglob("*.html")}
+    for page in ids:
+        for target in re.findall(r'<a\b[^>]*?href="([^"]+)"', page.read_text()):
+            if re.match(r"[a-z]+:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), (page.name, target)
+            if anchor and linked in ids:
+                assert anchor in ids[linked], (page.name, target)
+
+
+def test_the_api_pages_have_every_public_name(site):
+    text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    documented = set(re.findall(r'<dt\b[^>]*\bid="([\w.]+)"', text))
+    for module in (keras_bn, serving, serving.client, serving.local_server):
+        for name in module.__all__:
+            full = {f"{module.__name__}.{name}", f"{getattr(module, name).__module__}.{name}"}
+            assert full & documented, f"{module.__name__}.{name}"
