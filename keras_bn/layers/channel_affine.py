@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.arguments import checked_axis
-from keras_bn.statistics.moments import along_channels
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -51,10 +50,9 @@ class ChannelAffine(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Multiply and add."""
-        scale, offset = (
-            along_channels(ops.convert_to_tensor(v), len(inputs.shape), self.axis)
-            for v in (self.scale, self.offset)
-        )
+        shape = [1] * len(inputs.shape)
+        shape[self.axis] = -1
+        scale, offset = (ops.reshape(vector, shape) for vector in (self.scale, self.offset))
         return ops.cast(ops.cast(inputs, self.scale.dtype) * scale + offset, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -88,8 +88,9 @@ class _Plan:
     def edit(self, call: Call, copy: Callable[..., Any]) -> list[keras.Layer] | None:
         """What stands in the new model for a call of the old one, as `rewrite` asks."""
         if call.path in self.absorbed:
-            is_named_output = call.is_output and "/" not in call.path
-            return [keras.layers.Identity(name=self._name(call))] if is_named_output else []
+            if not call.is_output or "/" in call.path:
+                return []
+            return [keras.layers.Identity(name=self._name(call), dtype=call.layer.dtype_policy)]
         state = self._state.get(call.path)
         if isinstance(state, Linear):
             return [copy(call.layer, weights=state.weights(), use_bias=state.bias is not None)]
@@ -201,7 +202,7 @@ def _difference(model: keras.Model, result: keras.Model) -> float | None:
     random = np.random.default_rng(0)
     noise = keras.tree.map_structure(
         lambda tensor: random.normal(size=(2, *(n or 64 for n in tensor.shape[1:]))).astype(tensor.dtype),
-        model.input,
+        model.inputs[0] if isinstance(model, keras.Sequential) else model.input,
     )
     try:
         return compare(model, result, noise, tolerance=np.inf)

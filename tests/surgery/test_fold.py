@@ -1,0 +1,527 @@
+"""Folding: the same function at inference, and nothing folded where it would not be."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bn
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.channel_affine import ChannelAffine
+from keras_bn.surgery.normalizations import is_batch_normalization
+
+L = keras.layers
+# Models in float64, so that a wrong term shows and rounding does not: 1e-12 of the scale is some 5000 ulps.
+F64 = {"dtype": "float64"}
+RANGES = {"gamma": (-2, 2), "beta": (-1, 1), "moving_mean": (-1, 1), "moving_variance": (0.2, 3)}
+# Scales whose squares average to one, so that the signal neither dies nor explodes in a deep network.
+DEEP_RANGES = {
+    "gamma": (0.7, 1.25),
+    "beta": (-0.3, 0.3),
+    "moving_mean": (-0.3, 0.3),
+    "moving_variance": (0.5, 1.5),
+}
+
+
+def scramble(model, seed=0):
+    """Give every weight a value that no two channels share; gamma takes both signs."""
+    random = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        if is_batch_normalization(layer):
+            for weight in layer.weights:
+                weight.assign(random.uniform(*RANGES[weight.name], weight.shape))
+        elif not layer._layers:
+            for weight in layer.weights:
+                if keras.backend.is_float_dtype(weight.dtype):  # a dropout's seed is none
+                    weight.assign(random.normal(0, 0.5, weight.shape))
+    return model
+
+
+def sequential(shape, *layers, dtype="float64"):
+    return scramble(keras.Sequential([keras.Input(shape, dtype=dtype), *layers]))
+
+
+def folded(model, tolerance=1e-12, seed=1):
+    """Fold, check that the outputs stay and that the donor does, and return model and rows by layer."""
+    before = [array.copy() for array in model.get_weights()]
+    config = model.get_config()
+    result = keras_bn.fold(model)
+    assert model.get_config() == config
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    random = np.random.default_rng(seed)
+    x = [random.normal(size=(3, *(n or 6 for n in t.shape[1:]))).astype(t.dtype) for t in model.inputs]
+    x = x if len(x) > 1 else x[0]
+    outputs = (keras.tree.flatten(m(x, training=False)) for m in (model, result.model))
+    for old, new in zip(*outputs, strict=True):
+        assert float(np.abs(old).max()) > 0
+        np.testing.assert_allclose(new, old, rtol=0, atol=tolerance * float(np.abs(old).max()))
+    return result.model, {row.layer: row for row in result.report.rows}
+
+
+def kinds(model):
+    """The classes of the layers, but for the Identity that keeps the name of an output."""
+    names = [type(layer).__name__ for layer in model.layers]
+    return names[:-1] if names[-1] == "Identity" else names
+
+
+LINEAR = {
+    "dense": ((5,), lambda **k: L.Dense(4, **k)),
+    "dense_3d": ((6, 5), lambda **k: L.Dense(4, **k)),
+    "conv1d": ((7, 4), lambda **k: L.Conv1D(6, 3, **k)),
+    "conv1d_dilated": ((9, 4), lambda **k: L.Conv1D(6, 3, dilation_rate=2, **k)),
+    "conv2d": ((6, 7, 4), lambda **k: L.Conv2D(6, 3, **k)),
+    "conv2d_strided": ((6, 7, 4), lambda **k: L.Conv2D(6, (2, 3), strides=(1, 2), **k)),
+    "conv2d_grouped": ((6, 7, 4), lambda **k: L.Conv2D(6, 3, groups=2, **k)),
+    "conv3d": ((4, 5, 6, 2), lambda **k: L.Conv3D(3, 2, **k)),
+    "depthwise1d": ((7, 3), lambda **k: L.DepthwiseConv1D(3, depth_multiplier=2, **k)),
+    "depthwise2d": ((6, 7, 3), lambda **k: L.DepthwiseConv2D(3, depth_multiplier=2, **k)),
+    "separable1d": ((7, 3), lambda **k: L.SeparableConv1D(5, 3, depth_multiplier=2, **k)),
+    "separable2d": ((6, 7, 3), lambda **k: L.SeparableConv2D(5, 3, depth_multiplier=2, **k)),
+    "transposed1d": ((5, 3), lambda **k: L.Conv1DTranspose(4, 3, strides=2, **k)),
+    "transposed2d": ((5, 4, 3), lambda **k: L.Conv2DTranspose(4, 3, strides=2, **k)),
+    "transposed3d": ((3, 4, 3, 2), lambda **k: L.Conv3DTranspose(3, 2, **k)),
+}
+
+
+@pytest.mark.parametrize("layer_class", [L.BatchNormalization, keras_bn.BatchNormalization])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("name", LINEAR)
+def test_goes_into_the_layer_before(name, use_bias, layer_class):
+    shape, make = LINEAR[name]
+    model = sequential(shape, make(name="linear", use_bias=use_bias, **F64), layer_class(name="bn", **F64))
+    result, rows = folded(model)
+    assert (rows["bn"].action, rows["bn"].reason) == ("folded", "into linear")
+    assert result.layers[0].name == "linear" and result.layers[0].use_bias
+    assert not any(is_batch_normalization(layer) for layer in result.layers)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("name", [name for name in LINEAR if not name.startswith("transposed")])
+def test_goes_into_the_layer_after(name, use_bias):
+    shape, make = LINEAR[name]
+    linear = make(name="linear", use_bias=use_bias, activation="tanh", **F64)
+    result, rows = folded(sequential(shape, L.BatchNormalization(name="bn", **F64), linear))
+    assert rows["bn"].reason == "into linear"
+    assert kinds(result) == [type(linear).__name__]
+
+
+@pytest.mark.parametrize("name", [name for name in LINEAR if name.startswith("transposed")])
+def test_only_the_scale_goes_into_a_transposed_convolution_after(name):
+    shape, make = LINEAR[name]
+    model = sequential(shape, L.BatchNormalization(name="bn", **F64), make(name="linear", **F64))
+    _, rows = folded(model)
+    assert rows["bn"].action == "multiply-add"
+    without_offset(model.layers[0])
+    _, rows = folded(model)
+    assert rows["bn"].reason == "into linear"
+
+
+def without_offset(layer):
+    layer.beta.assign(layer.beta * 0)
+    layer.moving_mean.assign(layer.moving_mean * 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "absorbed"),
+    [
+        ({"kernel_size": 3, "padding": "same"}, False),
+        ({"kernel_size": 1, "padding": "same"}, True),
+        ({"kernel_size": 1, "padding": "same", "strides": 2}, True),
+        ({"kernel_size": 2, "padding": "same", "strides": 2}, True),  # 8 = 4 windows of 2: no zero is added
+        ({"kernel_size": 3, "padding": "same", "strides": 3}, False),
+        ({"kernel_size": 3, "padding": "causal"}, False),
+        ({"kernel_size": 1, "padding": "causal", "strides": 2}, True),
+    ],
+)
+def test_the_offset_goes_into_the_layer_after_only_if_that_does_not_pad(options, absorbed):
+    conv = L.Conv1D(3, name="conv", **options, **F64)
+    model = sequential((8, 2), L.BatchNormalization(name="bn", **F64), conv)
+    _, rows = folded(model)
+    assert (rows["bn"].action == "folded") == absorbed
+    if not absorbed:
+        assert "conv pads with zeros" in rows["bn"].reason
+        without_offset(model.layers[0])
+        _, rows = folded(model)
+        assert rows["bn"].action == "folded"
+
+
+def test_padding_that_depends_on_a_length_that_is_not_known_is_assumed():
+    conv = L.Conv1D(3, 2, strides=2, padding="same", name="conv", **F64)
+    _, rows = folded(sequential((None, 2), L.BatchNormalization(name="bn", **F64), conv))
+    assert rows["bn"].action == "multiply-add"
+
+
+BETWEEN_AND_BEFORE = {
+    "average_pooling": [L.AveragePooling2D(2, **F64)],
+    "average_pooling_same": [L.AveragePooling2D(3, padding="same", **F64)],
+    "cropping": [L.Cropping2D(1, **F64)],
+    "upsampling": [L.UpSampling2D(2, **F64)],
+    "upsampling_bilinear": [L.UpSampling2D(2, interpolation="bilinear", **F64)],  # TensorFlow: in float32
+    "global_average": [L.GlobalAveragePooling2D(**F64)],
+    "global_average_keepdims": [L.GlobalAveragePooling2D(keepdims=True, **F64)],
+    "dropout": [L.Dropout(0.5, **F64), L.SpatialDropout2D(0.5, **F64), L.GaussianNoise(1.0, **F64)],
+    "linear_activation": [L.Activation("linear", **F64)],
+    "permute": [L.Permute((2, 1, 3), **F64)],
+    "reshape": [L.Reshape((24, 4), **F64)],
+    "several": [L.Dropout(0.5, **F64), L.AveragePooling2D(2, **F64), L.Reshape((6, 4), **F64)],
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN_AND_BEFORE)
+def test_passes_back_through_what_commutes_with_it(name):
+    between = [type(layer).from_config(layer.get_config()) for layer in BETWEEN_AND_BEFORE[name]]
+    conv = L.Conv2D(4, 3, padding="same", name="conv", **F64)
+    model = sequential((6, 4, 3), conv, *between, L.BatchNormalization(name="bn", **F64))
+    result, rows = folded(model, tolerance=1e-6 if "bilinear" in name else 1e-12)
+    assert rows["bn"].reason == "into conv"
+    assert kinds(result)[1:] == [type(layer).__name__ for layer in between]
+
+
+@pytest.mark.parametrize("name", [*BETWEEN_AND_BEFORE, "flatten"])
+def test_passes_on_through_what_commutes_with_it(name):
+    between = [L.Flatten(**F64)] if name == "flatten" else BETWEEN_AND_BEFORE[name]
+    between = [type(layer).from_config(layer.get_config()) for layer in between]
+    bn, dense = L.BatchNormalization(name="bn", **F64), L.Dense(5, name="dense", **F64)
+    _, rows = folded(sequential((6, 4, 4), bn, *between, dense), 1e-6 if "bilinear" in name else 1e-12)
+    assert rows["bn"].reason == "into dense"
+
+
+def test_a_dense_layer_that_is_reshaped_into_an_image_takes_up_its_normalization():
+    dense, reshape = L.Dense(3 * 2 * 4, name="dense", **F64), L.Reshape((3, 2, 4), **F64)
+    _, rows = folded(sequential((5,), dense, reshape, L.BatchNormalization(name="bn", **F64)))
+    assert rows["bn"].reason == "into dense"
+
+
+def test_an_image_normalized_value_by_value_cannot_go_back_into_a_convolution():
+    layers = L.Conv2D(4, 3, **F64), L.Flatten(**F64), L.BatchNormalization(name="bn", **F64)
+    _, rows = folded(sequential((5, 5, 3), *layers))
+    assert "vary along more than the channels" in rows["bn"].reason
+    _, rows = folded(sequential((5, 5, 3), *layers, L.Dense(2, name="dense", **F64)))
+    assert rows["bn"].reason == "into dense"
+
+
+def test_only_the_scale_passes_through_zero_padding():
+    model = sequential(
+        (5, 5, 3),
+        L.Conv2D(4, 3, name="conv", **F64),
+        L.ZeroPadding2D(1, name="pad", **F64),
+        L.BatchNormalization(name="bn", **F64),
+    )
+    _, rows = folded(model)
+    assert "pad pads with zeros" in rows["bn"].reason
+    without_offset(model.layers[-1])
+    _, rows = folded(model)
+    assert rows["bn"].reason == "into conv"
+
+
+def test_a_concatenation_is_split_back_into_its_branches():
+    x = keras.Input((6, 3), **F64)
+    a, b = L.Conv1D(2, 3, name="a", **F64)(x), L.Conv1D(5, 3, use_bias=False, name="b", **F64)(x)
+    y = L.BatchNormalization(name="bn", **F64)(L.Concatenate(**F64)([a, b]))
+    _, rows = folded(scramble(keras.Model(x, L.ReLU(**F64)(y))))
+    assert rows["bn"].reason == "into a, b"
+
+
+def test_a_concatenation_with_a_branch_that_takes_nothing_up_changes_no_branch():
+    x = keras.Input((6, 3), **F64)
+    a = L.Conv1D(2, 3, padding="same", name="a", **F64)(x)
+    y = L.BatchNormalization(name="bn", **F64)(L.Concatenate(**F64)([a, x]))
+    model = scramble(keras.Model(x, L.ReLU(**F64)(y)))
+    result, rows = folded(model)
+    assert rows["bn"].action == "multiply-add"
+    np.testing.assert_array_equal(result.get_layer("a").kernel, model.get_layer("a").kernel)
+
+
+def test_goes_into_all_consumers_or_none():
+    def build(activation):
+        x = keras.Input((6, 3), **F64)
+        y = L.BatchNormalization(name="bn", **F64)(x)
+        a, b = L.Conv1D(2, 3, name="a", **F64)(y), L.Activation(activation, **F64)(y)
+        return scramble(keras.Model(x, [a, L.Conv1D(4, 3, name="b", **F64)(b)]))
+
+    assert folded(build("linear"))[1]["bn"].reason in ("into a, b", "into b, a")
+    assert folded(build("relu"))[1]["bn"].action == "multiply-add"
+
+
+def test_normalizations_in_a_row_merge():
+    def bn(name):
+        return L.BatchNormalization(name=name, **F64)
+
+    result, rows = folded(sequential((6, 3), L.Conv1D(4, 3, name="conv", **F64), bn("a"), bn("b"), bn("c")))
+    assert [row.reason for row in rows.values()] == ["into conv"] * 3
+    result, rows = folded(sequential((6, 3), L.ReLU(**F64), bn("a"), bn("b"), L.ReLU(**F64)))
+    assert kinds(result) == ["ReLU", "ChannelAffine", "ReLU"]
+    assert rows["a"].reason == "into b" and rows["b"].action == "multiply-add"
+
+
+def test_normalizations_of_different_axes_do_not_merge():
+    bn = L.BatchNormalization
+    result, _ = folded(sequential((6, 3), L.ReLU(**F64), bn(axis=1, **F64), bn(axis=2, **F64)))
+    assert kinds(result) == ["ReLU", "ChannelAffine", "ChannelAffine"]
+
+
+def test_a_layer_between_two_takes_up_both():
+    layers = (
+        L.BatchNormalization(name="a", **F64),
+        L.Dense(4, name="dense", **F64),
+        L.BatchNormalization(**F64),
+    )
+    result, _ = folded(sequential((5,), *layers))
+    assert kinds(result) == ["Dense"]
+
+
+@pytest.mark.parametrize("options", [{"scale": False}, {"center": False}, {"scale": False, "center": False}])
+def test_without_gamma_or_beta(options):
+    result, _ = folded(sequential((5,), L.Dense(4, **F64), L.BatchNormalization(**options, **F64)))
+    assert kinds(result) == ["Dense"]
+
+
+def blocked(build, x_shape=(6, 3)):
+    x = keras.Input(x_shape, **F64)
+    model = scramble(keras.Model(x, build(x)))
+    return folded(model)[1]["bn"]
+
+
+BN = {"name": "bn", **F64}
+REFUSED = {
+    "conv has another consumer": lambda x: (lambda y: L.Add(**F64)([L.BatchNormalization(**BN)(y), y]))(
+        L.Conv1D(3, 3, name="conv", **F64)(x)
+    ),
+    "conv is an output": lambda x: (lambda y: [y, L.ReLU(**F64)(L.BatchNormalization(**BN)(y))])(
+        L.Conv1D(3, 3, name="conv", **F64)(x)
+    ),
+    "conv has an activation": lambda x: L.BatchNormalization(**BN)(
+        L.Conv1D(3, 3, activation="relu", name="conv", **F64)(x)
+    ),
+    "act (ReLU) lies between": lambda x: L.BatchNormalization(**BN)(
+        L.ReLU(name="act", **F64)(L.Conv1D(3, 3, **F64)(x))
+    ),
+    "pool (MaxPooling1D) lies between": lambda x: L.BatchNormalization(**BN)(
+        L.MaxPooling1D(2, name="pool", **F64)(L.Conv1D(3, 3, **F64)(x))
+    ),
+    "conv is called 2 times": lambda x: (
+        lambda conv: L.Concatenate(**F64)([L.ReLU(**F64)(L.BatchNormalization(**BN)(conv(x))), conv(x)])
+    )(L.Conv1D(3, 3, name="conv", **F64)),
+    "drop is called with training=True": lambda x: L.BatchNormalization(**BN)(
+        L.Dropout(1e-9, name="drop", **F64)(L.Conv1D(3, 3, **F64)(x), training=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_is_left_as_a_multiply_add_where_folding_would_change_something(reason):
+    row = blocked(REFUSED[reason])
+    assert row.action == "multiply-add" and reason in row.reason
+
+
+def test_a_subclass_of_a_layer_is_not_taken_for_it():
+    class Doubling(L.Dense):
+        def call(self, inputs):
+            return 2 * super().call(inputs) + 1
+
+    _, rows = folded(sequential((5,), Doubling(4, **F64), L.BatchNormalization(name="bn", **F64)))
+    assert rows["bn"].action == "multiply-add"
+
+
+def test_nested_models_are_folded_inside_and_called_as_before():
+    inner = keras.Sequential(
+        [
+            keras.Input((6, 3), **F64),
+            L.Conv1D(4, 3, name="conv", **F64),
+            L.BatchNormalization(name="bn", **F64),
+        ],
+        name="encoder",
+    )
+    a, b = keras.Input((6, 3), name="a", **F64), keras.Input((6, 3), name="b", **F64)
+    model = scramble(keras.Model([a, b], L.Subtract(**F64)([inner(a), inner(b)])))
+    result, rows = folded(model)
+    assert rows["encoder/bn"].reason == "into encoder/conv"
+    assert kinds(result.get_layer("encoder")) == ["Conv1D"]
+
+
+def test_a_shared_normalization_goes_with_each_of_its_calls():
+    x = keras.Input((6, 3), **F64)
+    bn = L.BatchNormalization(name="bn", **F64)
+    a, b = bn(L.Conv1D(3, 3, name="a", **F64)(x)), bn(L.Conv1D(3, 3, name="b", **F64)(x))
+    c = bn(L.ReLU(**F64)(x))
+    d = bn(L.ReLU(**F64)(x))
+    model = scramble(keras.Model(x, [L.ReLU(**F64)(y) for y in (a, b, c, d)]))
+    result, rows = folded(model)
+    assert sorted(row.action for row in rows.values()) == ["folded", "folded", "multiply-add", "multiply-add"]
+    assert len({layer.name for layer in result.layers}) == len(result.layers)
+
+
+def test_output_and_input_names_stay():
+    x = keras.Input((5,), name="image", **F64)
+    y = L.Dense(4, name="dense", **F64)(x)
+    model = scramble(keras.Model(x, L.BatchNormalization(name="score", **F64)(y), name="net"))
+    result, _ = folded(model)
+    assert (result.name, result.inputs[0].name, result.output_names) == ("net", "image", ["score"])
+    assert [layer.name for layer in result.layers] == ["image", "dense", "score"]
+    assert kinds(result)[1:] == ["Dense"]
+
+
+def test_a_normalization_inside_another_layer_is_left_alone():
+    wrapped = L.TimeDistributed(L.BatchNormalization(name="bn", **F64), name="each", **F64)
+    _, rows = folded(sequential((6, 4, 3), wrapped))
+    assert (rows["each/bn"].action, rows["each/bn"].reason) == (
+        "left alone",
+        "inside TimeDistributed, not a graph",
+    )
+
+
+def test_a_model_without_normalization_is_copied():
+    model = sequential((5,), L.Dense(4, **F64))
+    result, rows = folded(model)
+    assert not rows and result is not model
+
+
+def test_the_result_saves_and_loads(tmp_path):
+    model = sequential((5,), L.ReLU(**F64), L.BatchNormalization(name="bn", **F64), L.ReLU(**F64))
+    result, _ = folded(model)
+    result.save(tmp_path / "folded.keras")
+    loaded = keras.models.load_model(tmp_path / "folded.keras")
+    assert isinstance(loaded.get_layer("bn"), ChannelAffine)
+    x = np.ones((2, 5))
+    np.testing.assert_array_equal(loaded(x), result(x))
+
+
+def test_where_normalization_is_the_identity_every_weight_stays_bit_for_bit():
+    """The state of a retrofitted network: gamma = sqrt(variance + epsilon), beta = mean."""
+    random = np.random.default_rng(0)
+    model = sequential(
+        (6, 3),
+        L.Conv1D(64, 3, name="conv", dtype="float32"),
+        keras_bn.BatchNormalization(name="bn", dtype="float32"),
+        L.ReLU(dtype="float32"),
+        dtype="float32",
+    )
+    bn = model.get_layer("bn")
+    mean = random.normal(size=64).astype("float32")
+    variance = random.uniform(0.1, 9, 64).astype("float32")
+    bn.set_weights([np.sqrt(variance + np.float32(bn.epsilon)), mean, mean, variance])
+    result = keras_bn.fold(model).model
+    for old, new in zip(
+        model.get_layer("conv").get_weights(), result.get_layer("conv").get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
+def test_low_precision(policy):
+    model = sequential(
+        (6, 3),
+        L.Conv1D(4, 3, dtype=policy),
+        L.BatchNormalization(dtype=policy),
+        L.ReLU(dtype=policy),
+        L.BatchNormalization(dtype=policy),
+        dtype="float32",
+    )
+    # Folding moves a rounding to 8 or 11 bits from the activations into the weights: a few of its steps.
+    result, _ = folded(model, tolerance=2e-2 if "bfloat16" in policy else 2e-3)
+    assert kinds(result) == ["Conv1D", "ReLU", "ChannelAffine"]
+    assert result.layers[0].dtype_policy.name == policy
+
+
+class TestErrors:
+    def test_a_call_in_training_mode(self):
+        x = keras.Input((5,))
+        model = keras.Model(x, L.BatchNormalization(name="bn")(L.Dense(4)(x), training=True))
+        with pytest.raises(KerasBNError, match="'bn' is called with training=True"):
+            keras_bn.fold(model)
+
+    def test_a_nested_model_in_training_mode(self):
+        inner = keras.Sequential([keras.Input((5,)), L.BatchNormalization(name="bn")], name="inner")
+        x = keras.Input((5,))
+        with pytest.raises(KerasBNError, match="'inner' is called with training=True"):
+            keras_bn.fold(keras.Model(x, inner(x, training=True)))
+
+    def test_a_frozen_layer_is_in_inference_mode_even_so(self):
+        x = keras.Input((5,), **F64)
+        bn = L.BatchNormalization(name="bn", trainable=False, **F64)
+        result, _ = folded(scramble(keras.Model(x, L.ReLU(**F64)(bn(L.Dense(4, **F64)(x), training=True)))))
+        assert "bn" not in [layer.name for layer in result.layers]
+
+    @pytest.mark.parametrize("index", range(4))
+    def test_nan(self, index):
+        model = sequential((5,), L.Dense(4), L.BatchNormalization(name="bn"), dtype="float32")
+        weight = model.layers[1].weights[index]
+        weight.assign(weight * np.nan)
+        with pytest.raises(KerasBNError, match=rf"{weight.name} of 'bn' holds NaN"):
+            keras_bn.fold(model)
+
+    def test_no_variance_and_no_epsilon(self):
+        model = sequential((5,), L.BatchNormalization(name="bn", epsilon=0.0), dtype="float32")
+        model.layers[0].moving_variance.assign(np.zeros(5))
+        with pytest.raises(KerasBNError, match="moving_variance of 'bn'"):
+            keras_bn.fold(model)
+
+    def test_no_variance_but_epsilon_folds(self):
+        model = sequential((5,), L.Dense(4, **F64), L.BatchNormalization(name="bn", **F64))
+        model.layers[1].moving_variance.assign(np.zeros(4))
+        folded(model)
+
+    @pytest.mark.parametrize("policy", ["float16", "mixed_float16"])
+    def test_weights_beyond_float16(self, policy):
+        model = sequential(
+            (5,), L.Dense(4, name="dense", dtype=policy), L.BatchNormalization(dtype="float32")
+        )
+        model.layers[1].gamma.assign(np.full(4, 6e4))
+        model.layers[1].moving_variance.assign(np.full(4, 1e-4))
+        with pytest.raises(KerasBNError, match=r"'dense' reach .* beyond the 65504 that float16"):
+            keras_bn.fold(model)
+
+    def test_subclassed(self):
+        class Net(keras.Model):
+            def call(self, x):
+                return x
+
+        with pytest.raises(KerasBNError, match="subclassed"):
+            keras_bn.fold(Net())
+
+    def test_not_built(self):
+        with pytest.raises(KerasBNError, match="not built"):
+            keras_bn.fold(keras.Sequential([L.Dense(4), L.BatchNormalization()]))
+
+
+# One small member of every family of keras.applications with BN, and how many of its BN layers stand where
+# nothing can take them up: behind an addition, a maximum or a tensor others use, and before an activation.
+FAMILIES = {
+    "DenseNet121": 62,
+    "EfficientNetB0": 0,
+    "EfficientNetV2B0": 0,
+    "InceptionResNetV2": 0,
+    "InceptionV3": 0,
+    "MobileNet": 0,
+    "MobileNetV2": 0,
+    "MobileNetV3Small": 0,
+    "NASNetMobile": 0,
+    "RegNetX002": 0,
+    "ResNet50": 0,
+    "ResNet50V2": 17,
+    "ResNetRS50": 0,
+    "Xception": 0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keras_applications(name):
+    size = 80 if name in ("InceptionV3", "InceptionResNetV2", "Xception") else 32
+    build = getattr(keras.applications, name)
+    model = build(weights=None, include_top=False, input_shape=(size, size, 3), pooling="avg")
+    random = np.random.default_rng(0)
+    for layer in model._flatten_layers():
+        if is_batch_normalization(layer):
+            for weight in layer.weights:
+                sign = random.choice([-1, 1], weight.shape) if weight.name == "gamma" else 1
+                weight.assign(random.uniform(*DEEP_RANGES[weight.name], weight.shape) * sign)
+    result = keras_bn.fold(model)
+    actions = [row.action for row in result.report.rows]
+    assert actions.count("multiply-add") == FAMILIES[name]
+    assert actions.count("folded") == len(actions) - FAMILIES[name] > 0
+    x = random.uniform(0, 255 if "Efficient" in name or "V3Small" in name else 1, (2, size, size, 3)).astype(
+        "f4"
+    )
+    old, new = (m.predict_on_batch(x) for m in (model, result.model))
+    np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())
