@@ -4,6 +4,8 @@ from keras_bn.errors import KerasBNError
 from keras_bn.export import export
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
+from keras_bn.layers.ghost import GhostBatchNormalization
+from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.saving.proof import verify_inference_mode
 from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
@@ -12,7 +14,9 @@ from keras_bn.surgery.retrofit import retrofit
 
 __all__ = [
     "BatchNormalization",
+    "BatchRenormalization",
     "ChannelAffine",
+    "GhostBatchNormalization",
     "KerasBNError",
     "convert",
     "export",

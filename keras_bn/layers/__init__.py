@@ -1,1 +1,7 @@
 """The layer and its variants."""
+
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.ghost import GhostBatchNormalization
+from keras_bn.layers.renorm import BatchRenormalization
+
+__all__ = ["BatchNormalization", "BatchRenormalization", "GhostBatchNormalization"]

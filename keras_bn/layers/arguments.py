@@ -2,6 +2,7 @@
 
 import numbers
 import operator
+from itertools import pairwise
 from typing import Any
 
 from keras_bn.errors import KerasBNError
@@ -13,13 +14,6 @@ def _refuse(layer: str, argument: str, value: Any, allowed: str) -> KerasBNError
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def checked_number(value: Any, argument: str, layer: str, allowed: str, low: float, high: float) -> float:
-    """`value` as a float if low <= value < high; `allowed` says so in the error."""
-    if not _is_number(value) or not low <= value < high:
-        raise _refuse(layer, argument, value, allowed)
-    return float(value)
 
 
 def checked_axis(axis: Any, layer: str) -> int:
@@ -36,7 +30,9 @@ def checked_momentum(momentum: Any, layer: str) -> float | None:
     """`momentum` as a float in [0, 1), or None."""
     if momentum is None:
         return None
-    return checked_number(momentum, "momentum", layer, "in [0, 1), or None for the cumulative average", 0, 1)
+    if not _is_number(momentum) or not 0 <= momentum < 1:
+        raise _refuse(layer, "momentum", momentum, "in [0, 1), or None for the cumulative average")
+    return float(momentum)
 
 
 def checked_epsilon(epsilon: Any, layer: str) -> float:
@@ -51,3 +47,21 @@ def checked_size(size: Any, argument: str, layer: str, least: int = 1) -> int:
     if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < least:
         raise _refuse(layer, argument, size, f"an integer of at least {least}")
     return int(size)
+
+
+def checked_schedule(value: Any, argument: str, layer: str, least: float) -> list[tuple[int, float]]:
+    """A number, or points (step, number) with increasing steps, as a list of points."""
+    points = [(0, value)] if _is_number(value) else value
+    try:
+        points = [(operator.index(step), number) for step, number in points]
+    except (TypeError, ValueError):
+        points = []
+    steps = [step for step, _ in points]
+    if (
+        not points
+        or not all(_is_number(number) and least <= number < float("inf") for _, number in points)
+        or any(later <= earlier for earlier, later in pairwise(steps))
+    ):
+        allowed = f"a finite number of at least {least}, or points (step, number) with increasing steps"
+        raise _refuse(layer, argument, value, allowed)
+    return [(step, float(number)) for step, number in points]

@@ -13,7 +13,7 @@ from keras_bn.statistics.moments import (
     Moments,
     across_replicas,
     aligned_mask,
-    along_channels,
+    along,
     batch_moments,
     reduction_axes,
 )
@@ -124,7 +124,9 @@ class BatchNormalization(keras.layers.Layer):
                 f"Layer {self.name!r}: synchronized=True needs the TensorFlow backend and its tf.distribute "
                 f"strategies, but the backend is {keras.backend.backend()!r}; leave it False."
             )
-        self.gamma = self.beta = self.batches_seen = None
+        self.gamma: Any = None
+        self.beta: Any = None
+        self.batches_seen: Any = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the weights gamma, beta, moving_mean, moving_variance and, if cumulative, batches_seen."""
@@ -141,20 +143,19 @@ class BatchNormalization(keras.layers.Layer):
                 f"shape {tuple(input_shape)}."
             )
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis % rank: channels})
-        self._build_weights((channels,))
-
-    def _build_weights(self, shape: tuple[int, ...]) -> None:
+        self._channels = channels
         if self.scale:
             self.gamma = self._add_vector(
-                "gamma", shape, self.gamma_initializer, self.gamma_regularizer, self.gamma_constraint
+                "gamma", self.gamma_initializer, self.gamma_regularizer, self.gamma_constraint
             )
         if self.center:
             self.beta = self._add_vector(
-                "beta", shape, self.beta_initializer, self.beta_regularizer, self.beta_constraint
+                "beta", self.beta_initializer, self.beta_regularizer, self.beta_constraint
             )
-        self.moving_mean = self._add_statistic("moving_mean", shape, self.moving_mean_initializer)
-        self.moving_variance = self._add_statistic("moving_variance", shape, self.moving_variance_initializer)
-        if self.momentum is None:
+        shape = self.statistics_shape(channels)
+        self.moving_mean = self.add_statistic("moving_mean", shape, self.moving_mean_initializer)
+        self.moving_variance = self.add_statistic("moving_variance", shape, self.moving_variance_initializer)
+        if self.counts_batches:
             self.batches_seen = self.add_weight(
                 shape=(),
                 initializer="zeros",
@@ -164,11 +165,9 @@ class BatchNormalization(keras.layers.Layer):
                 name="batches_seen",
             )
 
-    def _add_vector(
-        self, name: str, shape: tuple[int, ...], initializer: Any, regularizer: Any, constraint: Any
-    ) -> keras.Variable:
+    def _add_vector(self, name: str, initializer: Any, regularizer: Any, constraint: Any) -> keras.Variable:
         return self.add_weight(
-            shape=shape,
+            shape=(self._channels,),
             initializer=initializer,
             dtype=self.statistics_dtype,
             autocast=False,
@@ -177,7 +176,8 @@ class BatchNormalization(keras.layers.Layer):
             name=name,
         )
 
-    def _add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
+    def add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
+        """A weight that is not trained; replicas of a `tf.distribute` strategy hold its mean."""
         return self.add_weight(
             shape=shape,
             initializer=initializer,
@@ -187,6 +187,15 @@ class BatchNormalization(keras.layers.Layer):
             aggregation="mean",
             name=name,
         )
+
+    def statistics_shape(self, channels: int) -> tuple[int, ...]:
+        """The shape of moving_mean and moving_variance."""
+        return (channels,)
+
+    @property
+    def counts_batches(self) -> bool:
+        """Whether there is a weight batches_seen."""
+        return self.momentum is None
 
     @property
     def statistics_dtype(self) -> str:
@@ -202,7 +211,7 @@ class BatchNormalization(keras.layers.Layer):
 
     def call_training(self, inputs: Any, mask: Any = None) -> Any:
         """Normalize by the moments of this batch and move the population statistics towards them."""
-        self._check_count(inputs)
+        self.check_count(tuple(inputs.shape))
         if mask is not None:
             mask = aligned_mask(mask, tuple(inputs.shape), self.axis)
         outputs, moments = self.normalize_batch(inputs, mask)
@@ -214,7 +223,7 @@ class BatchNormalization(keras.layers.Layer):
         scale, offset = self.inference_affine()
         rank = len(inputs.shape)
         x = ops.cast(inputs, self.statistics_dtype)
-        y = x * along_channels(scale, rank, self.axis) + along_channels(offset, rank, self.axis)
+        y = x * along(scale, rank, self.axis) + along(offset, rank, self.axis)
         return ops.cast(y, self.compute_dtype)
 
     def inference_affine(self) -> tuple[Any, Any]:
@@ -222,7 +231,7 @@ class BatchNormalization(keras.layers.Layer):
 
         They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
         """
-        gamma, beta = self._affine_weights()
+        gamma, beta = self.affine_weights()
         deviation = ops.sqrt(self.moving_variance + self.epsilon)
         # The maximum changes no value: it keeps Grappler from replacing gamma / sqrt(v) by gamma * rsqrt(v),
         # which is not correctly rounded and would move a retrofitted layer off the identity.
@@ -230,24 +239,28 @@ class BatchNormalization(keras.layers.Layer):
         return scale, beta - self.moving_mean * scale
 
     def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
-        """Normalized inputs, and the moments the population statistics are to learn from."""
+        """Normalized inputs, and the moments that the population statistics are to learn from."""
+        return self.normalize_by_batch(inputs, mask, *self.affine_weights())
+
+    def normalize_by_batch(self, inputs: Any, mask: Any, gamma: Any, beta: Any) -> tuple[Any, Moments]:
+        """Inputs normalized by their own moments with the given gamma and beta, and the moments."""
         if mask is None and not self.synchronized and kernels.applies(inputs):
-            return kernels.fused_batch_norm(inputs, *self._affine_weights(), self.epsilon, self.axis)
+            return kernels.fused_batch_norm(inputs, gamma, beta, self.epsilon, self.axis)
         x = ops.cast(inputs, self.statistics_dtype)
-        moments = self.batch_moments(x, mask)
-        return self.normalize(x, moments, *self._affine_weights()), moments
-
-    def batch_moments(self, x: Any, mask: Any) -> Moments:
-        """The moments of a batch, over all replicas if synchronized."""
         moments = batch_moments(x, self.axis, mask)
-        return across_replicas(moments) if self.synchronized else moments
+        if self.synchronized:
+            moments = across_replicas(moments)
+        gamma, beta = (along(v, len(x.shape), self.axis) for v in (gamma, beta))
+        return self.normalize(x, moments, self.axis, gamma, beta), moments
 
-    def normalize(self, x: Any, moments: Moments, gamma: Any, beta: Any) -> Any:
-        """(x - mean) * gamma / sqrt(variance + epsilon) + beta, subtracting first: nothing cancels."""
-        rank = len(x.shape)
-        scale = gamma / ops.sqrt(moments.variance + self.epsilon)
-        mean, scale, beta = (along_channels(v, rank, self.axis) for v in (moments.mean, scale, beta))
-        return (x - mean) * scale + beta
+    def normalize(self, x: Any, moments: Moments, kept: int | tuple[int, ...], gamma: Any, beta: Any) -> Any:
+        """(x - mean) * gamma / sqrt(variance + epsilon) + beta.
+
+        Mean and variance have the axes `kept` of x; gamma and beta broadcast to x.
+        """
+        mean, deviation = moments.mean, ops.sqrt(moments.variance + self.epsilon)
+        mean, deviation = (along(v, len(x.shape), kept) for v in (mean, deviation))
+        return (x - mean) * (gamma / deviation) + beta
 
     def update_statistics(self, moments: Moments) -> None:
         """Move the population statistics towards the batch's."""
@@ -260,10 +273,12 @@ class BatchNormalization(keras.layers.Layer):
             self.unbiased_variance,
         )
 
-    def _affine_weights(self) -> tuple[Any, Any]:
-        gamma = ops.ones_like(self.moving_mean) if self.gamma is None else ops.convert_to_tensor(self.gamma)
-        beta = ops.zeros_like(self.moving_mean) if self.beta is None else ops.convert_to_tensor(self.beta)
-        return gamma, beta
+    def affine_weights(self) -> tuple[Any, Any]:
+        """gamma and beta, or ones and zeros where there are none, as tensors of shape (channels,)."""
+        shape, dtype = (self._channels,), self.statistics_dtype
+        gamma = ops.ones(shape, dtype) if self.gamma is None else self.gamma
+        beta = ops.zeros(shape, dtype) if self.beta is None else self.beta
+        return ops.convert_to_tensor(gamma), ops.convert_to_tensor(beta)
 
     def _check_floating(self, inputs: Any) -> None:
         if not keras.backend.is_float_dtype(inputs.dtype):
@@ -272,8 +287,8 @@ class BatchNormalization(keras.layers.Layer):
                 f"floating-point values can be normalized; cast them first."
             )
 
-    def _check_count(self, inputs: Any) -> None:
-        shape = tuple(inputs.shape)
+    def check_count(self, shape: tuple[int | None, ...]) -> None:
+        """Refuse to train on inputs whose static shape says that each channel has one value."""
         if all(shape[a] == 1 for a in reduction_axes(len(shape), self.axis)):
             raise KerasBNError(
                 f"Layer {self.name!r}: inputs of shape {shape} have one value per channel, so there is no "

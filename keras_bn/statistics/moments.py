@@ -21,20 +21,21 @@ class Moments(NamedTuple):
     variance: Any
 
 
-def reduction_axes(rank: int, axis: int) -> list[int]:
-    """The axes that moments are taken over: all but the channel axis.
+def reduction_axes(rank: int, kept: int | tuple[int, ...]) -> list[int]:
+    """The axes that moments are taken over: all but the channel axis, or all but several.
 
     >>> reduction_axes(4, -1)
     [0, 1, 2]
     """
-    return [other for other in range(rank) if other != axis % rank]
+    kept = (kept,) if isinstance(kept, int) else kept
+    return [a for a in range(rank) if a not in {k % rank for k in kept}]
 
 
-def along_channels(vector: Any, rank: int, axis: int) -> Any:
-    """A (channels,) vector reshaped to broadcast along `axis` of a tensor of `rank` axes."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return ops.reshape(vector, shape)
+def along(statistic: Any, rank: int, kept: int | tuple[int, ...]) -> Any:
+    """A statistic with one axis for each kept one, in order, made to broadcast to a tensor of `rank` axes."""
+    for a in reduction_axes(rank, kept):
+        statistic = ops.expand_dims(statistic, a)
+    return statistic
 
 
 def aligned_mask(mask: Any, shape: tuple[int | None, ...], axis: int) -> Any:
@@ -86,7 +87,7 @@ def _sum(x: Any, axes: list[int]) -> Any:
     return x
 
 
-def batch_moments(x: Any, axis: int, mask: Any = None) -> Moments:
+def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Moments:
     """Count, mean and biased variance of each channel of `x`, differentiable with respect to `x`.
 
     With d = x - k for a constant k near the mean: mean = k + E[d], variance = E[d²] - E[d]². The shift makes
@@ -95,14 +96,14 @@ def batch_moments(x: Any, axis: int, mask: Any = None) -> Moments:
 
     Args:
         x: floating-point tensor of any rank >= 2, in the dtype that the statistics are to have.
-        axis: the channel axis.
+        kept: the channel axis, or several axes in increasing order: the results have these.
         mask: what `aligned_mask` returns; only values under True count. What is under False has no influence,
             not even if it is NaN.
 
     Returns:
         `Moments`. Where the count is zero, mean and variance are 0.
     """
-    axes = reduction_axes(len(x.shape), axis)
+    axes = reduction_axes(len(x.shape), kept)
     dtype = keras.backend.standardize_dtype(x.dtype)
     count = value_count(x, axes, dtype)
     if mask is not None:

@@ -1,5 +1,6 @@
 """Moving averages of batch statistics: exponential or cumulative."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,6 +33,10 @@ def moved(old: Any, new: Any, weight: Any, count: Any) -> Any:
     return ops.where(count > 0, old * (1 - weight) + new * weight, old)
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 def update(
     moving_mean: keras.Variable,
     moving_variance: keras.Variable,
@@ -39,22 +44,27 @@ def update(
     momentum: float | None,
     batches_seen: keras.Variable | None,
     unbiased_variance: bool,
+    to_averaged: Callable[[Any], Any] = _same,
+    from_averaged: Callable[[Any], Any] = _same,
 ) -> None:
     """Move the averages towards a batch's moments; a batch without a single value leaves them alone.
 
     Args:
-        moving_mean: variable of shape (channels,).
-        moving_variance: variable of shape (channels,).
+        moving_mean: variable in the shape of the moments.
+        moving_variance: variable in the shape of the moments.
         moments: the batch's, with the biased variance.
         momentum: fraction of the old value that is kept, or None for the cumulative average.
-        batches_seen: integer variable of shape (), needed for the cumulative average only.
+        batches_seen: integer variable of shape (), needed for the cumulative average only; counted up.
         unbiased_variance: whether m / (m - 1) times the batch's variance is what is averaged.
+        to_averaged: function of the variance that is averaged in its place, such as the deviation.
+        from_averaged: its inverse.
     """
     count, mean, variance = (ops.stop_gradient(ops.convert_to_tensor(v)) for v in moments)
     weight = new_weight(momentum, batches_seen, moving_mean.dtype)
     if unbiased_variance:
         variance = unbiased(variance, count)
+    average = moved(to_averaged(moving_variance.value), to_averaged(variance), weight, count)
     moving_mean.assign(moved(moving_mean.value, mean, weight, count))
-    moving_variance.assign(moved(moving_variance.value, variance, weight, count))
+    moving_variance.assign(from_averaged(average))
     if batches_seen is not None:
         batches_seen.assign(batches_seen.value + ops.cast(ops.max(count) > 0, batches_seen.dtype))
