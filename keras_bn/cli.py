@@ -168,8 +168,8 @@ def retrofit(
     """
 
     def operate(model: Any) -> SurgeryResult:
-        examples = read_data(data, model, preprocessing, batch_size)
-        return keras_bn.retrofit(model, examples, batch_size=batch_size, drop_bias=drop_bias)
+        examples, size = read_data(data, model, preprocessing, batch_size)
+        return keras_bn.retrofit(model, examples, batch_size=size, drop_bias=drop_bias)
 
     _surgery(model_file, operate=operate, **options)
 
@@ -189,8 +189,8 @@ def recalibrate(model_file: Path, data: Path, preprocessing: str, batch_size: in
     """
 
     def operate(model: Any) -> SurgeryResult:
-        examples = read_data(data, model, preprocessing, batch_size)
-        return keras_bn.recalibrate(model, examples, batch_size=batch_size)
+        examples, size = read_data(data, model, preprocessing, batch_size)
+        return keras_bn.recalibrate(model, examples, batch_size=size)
 
     _surgery(model_file, operate=operate, **options)
 
@@ -237,7 +237,7 @@ def inspect(
         return
     import_modules(modules)
     model = load_model(model_file)
-    examples = None if data is None else read_data(data, model, preprocessing, batch_size)
+    examples = None if data is None else read_data(data, model, preprocessing, batch_size)[0]
     report = keras_bn.inspect(model, examples)
     click.echo(report.to_json() if as_json else str(report))
     if html is not None:

@@ -49,15 +49,18 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise KerasBNError(f"The folder {path.parent} does not exist; create it or choose another output.")
 
 
-def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: int) -> Any:
+def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: int) -> tuple[Any, int | None]:
     """Examples for `model` from a `.npy` or `.npz` file or a folder of images.
 
     An `.npz` file with one array gives that array, with several a dict by input name. Images (JPEG, PNG, BMP,
     GIF, at any depth below the folder) are streamed, resized to the model and scaled as `preprocessing`
     says: `unit` to [0, 1]; `caffe`, `tf`, `torch` as `keras.applications` does; `none` leaves [0, 255].
+
+    Returns:
+        The examples, and the size of the batches to cut them into; None for images, which come in batches.
     """
     if path.is_dir():
-        return _read_images(path, model, preprocessing, batch_size)
+        return _read_images(path, model, preprocessing, batch_size), None
     try:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -65,11 +68,11 @@ def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: in
             f"{path} could not be read as data: {error}. Give a .npy or .npz file, or a folder of images."
         ) from error
     if isinstance(loaded, np.ndarray):
-        return loaded
+        return loaded, batch_size
     arrays = dict(loaded)
     if not arrays:
         raise KerasBNError(f"{path} holds no arrays; save one with numpy.savez({path.name!r}, images).")
-    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+    return (next(iter(arrays.values())) if len(arrays) == 1 else arrays), batch_size
 
 
 def _read_images(folder: Path, model: keras.Model, preprocessing: str, batch_size: int) -> Any:

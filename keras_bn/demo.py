@@ -166,11 +166,12 @@ def _accuracy(model: keras.Model, digits: Digits) -> float:
 def _serve_and_query(
     base_path: Path, images: np.ndarray, record: Record
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The local server's answers by transport, to each image alone and in batches of 64; then it is stopped."""
+    """The local server's answers by transport, to each image alone and in batches; then it is stopped."""
     from serving.client import Client
     from serving.local_server import launch
 
-    alone, crowd = {}, {}
+    alone: dict[str, np.ndarray] = {}
+    crowd: dict[str, np.ndarray] = {}
     with launch(model_base_path=base_path.resolve(), model_name=MODEL_NAME) as server:
         addresses = {
             "REST": f"http://127.0.0.1:{server.rest_port}",
@@ -183,10 +184,12 @@ def _serve_and_query(
                 answers, seconds = [], []
                 for image in tqdm(images, desc=f"    {transport}", unit="image"):
                     start = time.perf_counter()
-                    answers.append(client.predict(image[np.newaxis]))
+                    answers.append(np.asarray(client.predict(image[np.newaxis])))
                     seconds.append(time.perf_counter() - start)
                 alone[transport] = np.concatenate(answers)
-                crowd[transport] = np.concatenate([client.predict(batch) for batch in _batches(images)])
+                crowd[transport] = np.concatenate(
+                    [np.asarray(client.predict(batch)) for batch in _batches(images)]
+                )
             p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
             what = f"{transport}, {len(images)} requests of one image"
             record(what, f"p50 {p50:.2f} ms, p99 {p99:.2f} ms", "answered", len(answers) == len(images))
@@ -247,9 +250,7 @@ def _print_table(table: list[tuple[str, str, str]]) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     click.echo()
     for row in table:
-        click.echo(
-            "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + "  ok"
-        )
+        click.echo("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))
 
 
 def _print_next_steps(version_folder: Path, image: np.ndarray, label: int) -> None:
