@@ -1,6 +1,5 @@
-"""`Client` and `AsyncClient`: one interface over REST and gRPC, NumPy in and out."""
+"""`Client`: one interface over REST and gRPC, NumPy in and out."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -8,43 +7,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from serving.client.exchange import Operation, Pause, Target
+from serving.client.exchange import Operation, Pause
 from serving.client.metadata import ModelMetadata, VersionStatus
 from serving.client.operations import Operations
-from serving.client.transport import connect, connect_async, parse_address
-from serving.errors import InvalidArgumentError, ServingError
+from serving.client.settings import Settings
+from serving.client.transport import connect
+from serving.errors import ServingError
 
 T = TypeVar("T")
 Examples = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
-class _Settings:
-    """What both clients are made of: the endpoint, and the defaults of every call."""
-
-    def __init__(
-        self,
-        address: str,
-        model: str = "default",
-        timeout: float = 10.0,
-        *,
-        retries: int = 2,
-        headers: Mapping[str, str] | None = None,
-        ca: str | None = None,
-        cert: str | None = None,
-        key: str | None = None,
-    ) -> None:
-        self.model = model
-        self.timeout = timeout
-        self._retries = retries
-        self._endpoint = parse_address(address, headers=dict(headers or {}), ca=ca, cert=cert, key=key)
-
-    def _target(self, model: str | None, version: int | None = None, label: str | None = None) -> Target:
-        if version is not None and label is not None:
-            raise InvalidArgumentError(f"name a version ({version}) or a label ({label!r}), not both")
-        return Target(model or self.model, version, label)
-
-
-class Client(_Settings):
+class Client(Settings):
     """A connection to a model server that speaks TF Serving's protocol; safe to share between threads.
 
     Args:
@@ -108,7 +82,7 @@ class Client(_Settings):
             nothing was sent. ServingError: the subclass of the code that the server answered.
         """
         target = self._target(model, version, label)
-        return self._run(self._operations.predict(target, x, signature, outputs, timeout or self.timeout))
+        return self._run(self._operations.predict(target, x, signature, outputs, self._seconds(timeout)))
 
     def classify(
         self,
@@ -129,7 +103,7 @@ class Client(_Settings):
         target = self._target(model, version, label)
         return self._run(
             self._operations.examples(
-                "classify", target, examples, signature, context, timeout or self.timeout
+                "classify", target, examples, signature, context, self._seconds(timeout)
             )
         )
 
@@ -146,16 +120,14 @@ class Client(_Settings):
         """Return one float32 for each example; arguments as for `classify`."""
         target = self._target(model, version, label)
         return self._run(
-            self._operations.examples(
-                "regress", target, examples, signature, context, timeout or self.timeout
-            )
+            self._operations.examples("regress", target, examples, signature, context, self._seconds(timeout))
         )
 
     def status(
         self, model: str | None = None, version: int | None = None, timeout: float | None = None
     ) -> list[VersionStatus]:
         """Return the state of each version the server knows of, newest first, or of one."""
-        return self._run(self._operations.status(self._target(model, version), timeout or self.timeout))
+        return self._run(self._operations.status(self._target(model, version), self._seconds(timeout)))
 
     def metadata(
         self,
@@ -166,7 +138,7 @@ class Client(_Settings):
     ) -> ModelMetadata:
         """Return the signatures of a version, asked of the server anew."""
         return self._run(
-            self._operations.metadata(self._target(model, version, label), timeout or self.timeout)
+            self._operations.metadata(self._target(model, version, label), self._seconds(timeout))
         )
 
     def reload(self, config: Any, timeout: float | None = None) -> None:
@@ -177,7 +149,7 @@ class Client(_Settings):
         message. It replaces the whole list: a model left out is unloaded. The server never gives up on a
         new model that has no version yet; the timeout ends the waiting, not the reload.
         """
-        return self._run(self._operations.reload(config, timeout or self.timeout))
+        return self._run(self._operations.reload(config, self._seconds(timeout)))
 
     def wait_until_ready(
         self, timeout: float = 60.0, model: str | None = None, version: int | None = None
@@ -219,125 +191,3 @@ class Client(_Settings):
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         return step.read(self._transport.send(step))
-
-
-class AsyncClient(_Settings):
-    """`Client` for asyncio: the same arguments and methods, to be awaited.
-
-    The connections belong to the event loop of the first call. Close it with `await client.close()` or
-    `async with`.
-    """
-
-    def __init__(self, address: str, model: str = "default", timeout: float = 10.0, **options: Any) -> None:
-        super().__init__(address, model, timeout, **options)
-        codec, self._transport = connect_async(self._endpoint)
-        self._operations = Operations(codec, self._retries)
-
-    async def predict(
-        self,
-        x: Any,
-        signature: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        outputs: str | Sequence[str] | None = None,
-        timeout: float | None = None,
-        model: str | None = None,
-    ) -> np.ndarray | dict[str, np.ndarray]:
-        """See `Client.predict`."""
-        target = self._target(model, version, label)
-        return await self._run(
-            self._operations.predict(target, x, signature, outputs, timeout or self.timeout)
-        )
-
-    async def classify(
-        self,
-        examples: Examples,
-        signature: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        context: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        model: str | None = None,
-    ) -> list[list[tuple[str, float]]]:
-        """See `Client.classify`."""
-        target = self._target(model, version, label)
-        return await self._run(
-            self._operations.examples(
-                "classify", target, examples, signature, context, timeout or self.timeout
-            )
-        )
-
-    async def regress(
-        self,
-        examples: Examples,
-        signature: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        context: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        model: str | None = None,
-    ) -> np.ndarray:
-        """See `Client.regress`."""
-        target = self._target(model, version, label)
-        return await self._run(
-            self._operations.examples(
-                "regress", target, examples, signature, context, timeout or self.timeout
-            )
-        )
-
-    async def status(
-        self, model: str | None = None, version: int | None = None, timeout: float | None = None
-    ) -> list[VersionStatus]:
-        """See `Client.status`."""
-        return await self._run(self._operations.status(self._target(model, version), timeout or self.timeout))
-
-    async def metadata(
-        self,
-        model: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> ModelMetadata:
-        """See `Client.metadata`."""
-        target = self._target(model, version, label)
-        return await self._run(self._operations.metadata(target, timeout or self.timeout))
-
-    async def reload(self, config: Any, timeout: float | None = None) -> None:
-        """See `Client.reload`."""
-        return await self._run(self._operations.reload(config, timeout or self.timeout))
-
-    async def wait_until_ready(
-        self, timeout: float = 60.0, model: str | None = None, version: int | None = None
-    ) -> int:
-        """See `Client.wait_until_ready`."""
-        return await self._run(self._operations.wait_until_ready(self._target(model, version), timeout))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.close()
-
-    async def __aenter__(self) -> "AsyncClient":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _run(self, operation: Operation[T]) -> T:
-        try:
-            step = next(operation)
-            while True:
-                try:
-                    result = await self._do(step)
-                except ServingError as error:
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(result)
-        except StopIteration as end:
-            return end.value
-
-    async def _do(self, step: Any) -> Any:
-        if isinstance(step, Pause):
-            return await asyncio.sleep(step.seconds)
-        return step.read(await self._transport.send(step))

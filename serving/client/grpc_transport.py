@@ -11,10 +11,11 @@ from serving.errors import BY_CODE, InvalidArgumentError, ServingError
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the default limit of 4 MiB is less than a batch of images
     ("grpc.max_receive_message_length", -1),
+    # A headless Kubernetes service has an address for each server: use them all.
+    ("grpc.lb_policy_name", "round_robin"),
     # After a refused connection gRPC fails every call at once until its backoff has passed; the defaults
     # (1 s, growing to 120 s) would outlast a server's start.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 

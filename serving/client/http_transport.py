@@ -36,6 +36,9 @@ _CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 
+# httpcore lets some TLS alerts through as ssl.SSLError, which is an OSError.
+_FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
+
 
 class HttpTransport:
     """Transport over httpcore's thread-safe connection pool."""
@@ -56,7 +59,7 @@ class HttpTransport:
                     chunks.append(chunk)
                     if time.monotonic() > deadline:
                         raise _timeout(self._endpoint, exchange)
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+        except _FAILURES as error:
             raise _transport_error(self._endpoint, exchange, error) from error
         return _body(response.status, b"".join(chunks))
 
@@ -79,7 +82,7 @@ class AsyncHttpTransport:
             response = await asyncio.wait_for(request, exchange.timeout)
         except asyncio.TimeoutError as error:
             raise _timeout(self._endpoint, exchange) from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+        except _FAILURES as error:
             raise _transport_error(self._endpoint, exchange, error) from error
         return _body(response.status, response.content)
 
