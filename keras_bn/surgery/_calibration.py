@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -34,9 +34,15 @@ class Tap:
     bias: np.ndarray | None = None
 
 
-def calibrate(
-    model: keras.Model, taps: Sequence[Tap], data: Batches, progress: bool
-) -> tuple[list[PopulationMoments], Any]:
+class Calibration(NamedTuple):
+    """What one pass over the data gives: the moments for each tap, the number of batches, the first batch."""
+
+    moments: list[PopulationMoments]
+    batches: int
+    first_batch: Any
+
+
+def calibrate(model: keras.Model, taps: Sequence[Tap], data: Batches, progress: bool) -> Calibration:
     """Moments of what reaches each tapped layer, in one pass over the data.
 
     Args:
@@ -45,14 +51,11 @@ def calibrate(
         data: batches of inputs. One batch is held at a time.
         progress: whether to show a progress bar on stderr.
 
-    Returns:
-        The moments for each tap, and the first batch.
-
     Raises:
         KerasBNError: if the moments are not finite, or a layer is never reached.
     """
     found = [PopulationMoments(tap.layer.moving_mean.shape[0]) for tap in taps]
-    held = None
+    first_batch, batches = None, 0
     with _observed(taps) as taken:
 
         @tf.function(reduce_retracing=True, autograph=False)
@@ -64,7 +67,8 @@ def calibrate(
         for inputs in tqdm(
             data, "calibrating", data.total, unit="batch", disable=not progress, file=sys.stderr
         ):
-            held = inputs if held is None else held
+            first_batch = inputs if first_batch is None else first_batch
+            batches += 1
             for index, count, mean, variance in step(inputs):
                 if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
                     raise KerasBNError(
@@ -75,7 +79,7 @@ def calibrate(
     for tap, moments in zip(taps, found, strict=True):
         if not moments.count:
             raise KerasBNError(f"No value of the data reaches {tap.layer.name!r}: its mask leaves nothing.")
-    return found, held
+    return Calibration(found, batches, first_batch)
 
 
 @contextmanager

@@ -65,8 +65,8 @@ class Copies:
             key = id(layer)
             if key in self._pairs:
                 copy = self._pairs[key][1]
-                old, new = ([x] if key in self._models else x._flatten_layers() for x in (layer, copy))
-                for source, target in zip(old, new, strict=True):
+                pairs = [(layer, copy)] if key in self._models else _sublayers(layer, copy)
+                for source, target in pairs:
                     target.trainable = source.trainable
         for layer, trainable in self._new:
             layer.trainable = trainable
@@ -131,9 +131,15 @@ def _transfer_variables(layer: keras.Layer, copy: keras.Layer) -> None:
         target.assign(source)
 
 
+def _sublayers(layer: keras.Layer, copy: keras.Layer) -> list[tuple[keras.Layer, keras.Layer]]:
+    """A layer and those inside it with their counterparts; itself alone if the copy was made differently."""
+    old, new = layer._flatten_layers(), copy._flatten_layers()
+    return list(zip(old, new, strict=True)) if len(old) == len(new) else [(layer, copy)]
+
+
 def _transfer_assets(layer: keras.Layer, copy: keras.Layer) -> None:
     """Vocabularies and other state that is not in variables."""
-    for source, target in zip(layer._flatten_layers(), copy._flatten_layers(), strict=True):
+    for source, target in _sublayers(layer, copy):
         if hasattr(source, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 source.save_assets(folder)

@@ -93,7 +93,7 @@ class Insertion:
             made = self._layer(
                 name=place.call.name_for("bn"), axis=place.axis, dtype=_policy(layer), **arguments
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise KerasBNError(
                 f"{self._layer.__name__} cannot be constructed with {self._layer_arguments}: {error}"
             ) from error
@@ -104,14 +104,23 @@ class Insertion:
         self.rows.append(Row(call.path, type(call.layer).__name__, action, reason))
 
 
-def make_identity(layer: Any, moments: PopulationMoments, bias: np.ndarray | None) -> None:
-    """Set the weights such that inference returns its input, plus `bias` if there is one to absorb."""
+def make_identity(tap: Tap, moments: PopulationMoments, batches: int) -> None:
+    """Set the weights such that inference returns its input, plus the bias if there is one to absorb.
+
+    Args:
+        tap: the layer and the bias.
+        moments: of its input.
+        batches: how many the moments are of; a cumulative average goes on from there.
+    """
+    layer, bias = tap.layer, tap.bias
     unbiased = getattr(layer, "unbiased_variance", False) and moments.count > 1
     mean = moments.mean.astype(layer.moving_mean.dtype)
     layer.moving_mean.assign(mean)
     layer.moving_variance.assign(moments.unbiased_variance if unbiased else moments.variance)
     layer.gamma.assign(ops.sqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon))
     layer.beta.assign(mean if bias is None else mean + bias)
+    if getattr(layer, "batches_seen", None) is not None:
+        layer.batches_seen.assign(batches)
 
 
 def identity_row(place: Place, tap: Tap) -> Row:

@@ -107,12 +107,12 @@ def retrofit(
     insertion = Insertion(chosen, layer, layer_arguments or {}, drop_bias, remove_dropout, l2_factor)
     result = rewrite(model, insertion.edit)
     taps = [Tap(insertion.layer_at(place), place.axis, insertion.bias_dropped_at(place)) for place in chosen]
-    moments, first_batch = calibrate(result, taps, data, progress)
+    calibration = calibrate(result, taps, data, progress)
     rows = [*left_alone, *insertion.rows]
-    for place, tap, population in zip(chosen, taps, moments, strict=True):
-        make_identity(tap.layer, population, tap.bias)
+    for place, tap, population in zip(chosen, taps, calibration.moments, strict=True):
+        make_identity(tap, population, calibration.batches)
         rows.append(identity_row(place, tap))
-    check_batch = first_batch if check_data is None else next(iter(batches(model, check_data)))
+    check_batch = calibration.first_batch if check_data is None else next(iter(batches(model, check_data)))
     difference = compare(model, result, check_batch, tolerance)
     in_order = _in_graph_order(rows, [call.path for call in found])
     return SurgeryResult(result, Report("retrofit", in_order, difference, losses(model, result)))

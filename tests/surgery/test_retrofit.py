@@ -1,0 +1,419 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_bn
+from keras_bn import BatchNormalization, KerasBNError
+
+
+def retrofit(model, data, **options):
+    return keras_bn.retrofit(model, data, progress=False, **options)
+
+
+def predict(model, inputs):
+    return [np.asarray(leaf) for leaf in keras.tree.flatten(model.predict(inputs, verbose=0))]
+
+
+def inserted(model):
+    return [layer for layer in model._flatten_layers() if isinstance(layer, BatchNormalization)]
+
+
+def rows(result, action="retrofitted"):
+    return {row.layer: row for row in result.report.rows if row.action == action}
+
+
+def net(**options):
+    """A small VGG."""
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv1", **options)(inputs)
+    x = layers.Conv2D(4, 3, activation="relu", name="conv2", bias_initializer="normal")(x)
+    x = layers.MaxPooling2D(name="pool")(x)
+    x = layers.Dropout(0.25, name="dropout")(layers.Flatten(name="flatten")(x))
+    x = layers.Dense(8, activation="relu", name="fc", bias_initializer="normal")(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="predictions")(x), name="net")
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32")
+
+
+def test_outputs_stay(donor, snapshot):
+    model, inputs = donor
+    before, expected = snapshot(model), predict(model, inputs)
+    result = retrofit(model, inputs, batch_size=8)
+    assert snapshot(model) == before
+    assert inserted(result.model)
+    # A fused activation may have been another kernel; at 16 bits that is an ulp of 2**-11.
+    tolerance = 1e-2 if model.name == "policies" else 1e-6
+    for old, new in zip(expected, predict(result.model, inputs), strict=True):
+        np.testing.assert_allclose(new, old, rtol=0, atol=tolerance * np.abs(old).max())
+    assert result.report.difference <= tolerance * max(np.abs(old).max() for old in expected)
+    assert all(row.difference == 0 for row in rows(result).values())
+
+
+def test_every_inserted_layer_is_the_identity_bit_for_bit(donor):
+    model, inputs = donor
+    for layer in inserted(retrofit(model, inputs).model):
+        scale, offset = tf.function(layer.inference_affine)()
+        assert np.array_equal(scale, np.ones_like(scale))
+        assert np.array_equal(offset, np.zeros_like(offset))
+
+
+def test_names_and_order():
+    result = retrofit(net(), np.ones((4, 8, 8, 3)))
+    names = [layer.name for layer in result.model.layers]
+    assert names == [
+        *("image", "conv1", "conv1_bn", "conv1_relu", "conv2", "conv2_bn", "conv2_relu", "pool"),
+        *("flatten", "dropout", "fc", "fc_bn", "fc_relu", "predictions"),
+    ]
+    assert result.model.output_names == ["predictions"]
+    assert [row.layer for row in result.report.rows] == ["conv1", "conv2", "fc", "predictions"]
+    assert result.report.rows[-1].reason == "gives an output of the model"
+
+
+def test_statistics_are_those_of_the_whole_data_set(images):
+    model = net()
+    result = retrofit(model, images, batch_size=16)
+    outputs = keras.Model(model.inputs, model.get_layer("conv1").output).predict(images, verbose=0)
+    linear = model.get_layer("conv1").kernel
+    values = np.asarray(tf.nn.conv2d(images, linear, 1, "SAME"), "float64").reshape(-1, 4)
+    layer = result.model.get_layer("conv1_bn")
+    assert outputs.shape[-1] == 4
+    # float32 activations, reduced row by row: relative error below 2**-22
+    np.testing.assert_allclose(layer.moving_mean, values.mean(0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, values.var(0, ddof=1), rtol=1e-6)
+    np.testing.assert_array_equal(layer.beta, layer.moving_mean)
+    np.testing.assert_array_equal(layer.gamma, np.sqrt(layer.moving_variance + np.float32(layer.epsilon)))
+
+
+def test_statistics_do_not_depend_on_how_the_data_is_cut(images):
+    model = net()
+    whole = inserted(retrofit(model, images, batch_size=40).model)
+    for batch_size in (1, 7):
+        for one, other in zip(
+            whole, inserted(retrofit(model, images, batch_size=batch_size).model), strict=True
+        ):
+            for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # the convolution's own rounding
+
+
+@pytest.mark.parametrize("form", ["dataset", "generator", "pydataset"])
+def test_data_is_what_predict_takes(form, images):
+    class Pairs(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return images[8 * index : 8 * index + 8], np.zeros(8)
+
+    data = {
+        "dataset": tf.data.Dataset.from_tensor_slices(images).batch(8),
+        "generator": (images[i : i + 8] for i in range(0, 40, 8)),
+        "pydataset": Pairs(),
+    }[form]
+    model = net()
+    expected = inserted(retrofit(model, images, batch_size=8).model)
+    for one, other in zip(expected, inserted(retrofit(model, data).model), strict=True):
+        for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_masked_positions_do_not_count():
+    tokens = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(5, 3, mask_zero=True)(tokens)
+    x = layers.Dense(3, name="dense")(x)
+    model = keras.Model(tokens, layers.Dense(1, name="out")(layers.GlobalAveragePooling1D()(x)))
+    data = np.array([[1, 2, 0, 0], [3, 4, 1, 0]])
+    values = np.asarray(model.layers[1](np.array([1, 2, 3, 4, 1])), "float64") @ np.asarray(
+        model.get_layer("dense").kernel, "float64"
+    )
+    layer = retrofit(model, data).model.get_layer("dense_bn")
+    np.testing.assert_allclose(layer.moving_mean, values.mean(0), atol=1e-7)
+
+
+def test_a_shared_layer_gets_one_normalization_per_call():
+    inputs = keras.Input((3,))
+    shared = layers.Dense(3, activation="relu", name="shared")
+    model = keras.Model(inputs, layers.Dense(1, name="out")(shared(shared(inputs))))
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    result = retrofit(model, x)
+    assert list(rows(result)) == ["shared", "shared (call 2)"]
+    first, second = inserted(result.model)
+    assert {first.name, second.name} == {"shared_bn", "shared_bn_2"}
+    assert not np.allclose(first.moving_mean, second.moving_mean)
+    assert sum(layer.name == "shared" for layer in result.model.layers) == 1
+
+
+def test_a_layer_already_followed_by_a_normalization_is_left_alone():
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, use_bias=False, name="conv")])
+    for layer in (layers.ReLU(), layers.BatchNormalization(name="bn"), layers.Flatten()):
+        model.add(layer)
+    for layer in (layers.Dense(4, name="fc"), layers.LayerNormalization(name="ln")):
+        model.add(layer)
+    model.add(layers.Dense(4, name="free"))
+    model.add(layers.Dense(2, name="out"))
+    result = retrofit(model, np.ones((4, 8, 8, 3)))
+    reasons = {path: row.reason for path, row in rows(result, "left alone").items()}
+    assert reasons["conv"] == "already followed by BatchNormalization 'bn'"
+    assert reasons["fc"] == "already followed by LayerNormalization 'ln'"
+    assert list(rows(result)) == ["free"]
+
+
+def test_the_output_layer_is_seen_through_activations_and_reshapes():
+    inputs = keras.Input((4,))
+    x = layers.Dense(6, name="logits")(layers.Dense(3, name="hidden")(inputs))
+    model = keras.Model(inputs, keras.ops.softmax(layers.Reshape((2, 3))(x)))
+    assert list(rows(retrofit(model, np.ones((2, 4))))) == ["hidden"]
+
+
+def test_layers_inside_a_wrapper_are_reported():
+    model = keras.Sequential(
+        [keras.Input((5, 4)), layers.TimeDistributed(layers.Dense(3, name="in"), name="td")]
+    )
+    for layer in (layers.Dense(3, name="fc"), layers.Dense(1, name="out")):
+        model.add(layer)
+    row = rows(retrofit(model, np.ones((2, 5, 4))), "left alone")["td/in"]
+    assert row.reason == "inside TimeDistributed, whose graph cannot be seen"
+
+
+def test_layers_may_be_chosen(images):
+    model = net()
+    for choice, expected in (
+        (layers.Dense, ["fc"]),
+        ("conv*", ["conv1", "conv2"]),
+        (lambda layer: getattr(layer, "filters", 0) == 4, ["conv1", "conv2"]),
+        (["conv2", layers.Dense], ["conv2", "fc"]),
+    ):
+        assert list(rows(retrofit(model, images, layers=choice))) == expected
+
+
+def test_a_choice_that_cannot_be_normalized_is_reported(images):
+    result = retrofit(net(), images, layers=["conv1", "pool"])
+    assert rows(result, "left alone")["pool"].reason == "a normalization does not go after a MaxPooling2D"
+
+
+def test_after_the_activation(images):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="fused")(inputs)
+    x = layers.ReLU(name="relu")(layers.Conv2D(4, 3, name="apart")(x))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(layers.Flatten()(x)))
+    result = retrofit(model, images, position="after_activation")
+    names = [layer.name for layer in result.model.layers]
+    assert names[1:6] == ["fused", "fused_bn", "apart", "relu", "apart_bn"]
+    assert np.all(result.model.get_layer("apart_bn").moving_mean >= 0)
+    np.testing.assert_array_equal(predict(result.model, images)[0], predict(model, images)[0])
+
+
+def test_drop_bias_absorbs_the_bias_into_beta(images):
+    model = net(bias_initializer="normal")
+    kept, dropped = retrofit(model, images), retrofit(model, images, drop_bias=True)
+    assert all(dropped.model.get_layer(name).bias is None for name in ("conv1", "conv2", "fc"))
+    assert dropped.model.get_layer("predictions").bias is not None
+    np.testing.assert_allclose(predict(dropped.model, images)[0], predict(model, images)[0], atol=1e-6)
+    for name in ("conv1", "conv2", "fc"):
+        a, b = (each.model.get_layer(f"{name}_bn") for each in (kept, dropped))
+        # Without the bias the means are lower by it, the variances the same, up to the order of summation.
+        np.testing.assert_allclose(b.moving_mean, a.moving_mean - model.get_layer(name).bias, atol=1e-5)
+        np.testing.assert_allclose(b.moving_variance, a.moving_variance, rtol=1e-5)
+        np.testing.assert_allclose(b.beta, a.moving_mean, atol=1e-5)
+
+
+def test_dropout_and_l2_are_reduced(images):
+    model = net(kernel_regularizer=keras.regularizers.L1L2(0.5, 0.25))
+    result = retrofit(model, images, remove_dropout=True, l2_factor=0.2)
+    assert "dropout" not in [layer.name for layer in result.model.layers]
+    regularizer = result.model.get_layer("conv1").kernel_regularizer
+    np.testing.assert_allclose([regularizer.l1, regularizer.l2], [0.5, 0.05], rtol=1e-7)
+    assert list(rows(result, "removed")) == ["dropout"]
+    assert rows(result, "L2 scaled")["conv1"].reason == "by 0.2: kernel_regularizer"
+    assert "conv1" in rows(result)
+    np.testing.assert_allclose(predict(result.model, images)[0], predict(model, images)[0], atol=1e-7)
+
+
+def test_an_activity_regularizer_moves_to_the_activation(images):
+    model = net(activity_regularizer=keras.regularizers.L1(0.1))
+    result = retrofit(model, images).model
+    assert result.get_layer("conv1").activity_regularizer is None
+    losses = []
+    for each in (model, result):
+        each(images)
+        losses.append(float(sum(each.losses)))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+def test_the_inserted_layer_is_the_one_asked_for(images):
+    class Special(BatchNormalization):
+        pass
+
+    arguments = {"momentum": 0.5, "epsilon": 1e-5}
+    result = retrofit(net(), images, layer=Special, layer_arguments=arguments)
+    layer = result.model.get_layer("conv1_bn")
+    assert type(layer) is Special
+    assert (layer.momentum, layer.epsilon) == (0.5, 1e-5)
+
+
+def test_the_cumulative_average_goes_on_from_the_batches_seen(images):
+    result = retrofit(net(), images, batch_size=8, layer_arguments={"momentum": None})
+    assert int(result.model.get_layer("conv1_bn").batches_seen) == 5
+
+
+def test_frozen_layers_get_frozen_normalizations(images):
+    model = net()
+    model.get_layer("conv1").trainable = False
+    result = retrofit(model, images).model
+    assert not result.get_layer("conv1_bn").trainable
+    assert result.get_layer("conv2_bn").trainable
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        *((layers.Conv1D, 1), (layers.Conv2D, 2), (layers.Conv3D, 3)),
+        *((layers.DepthwiseConv1D, 1), (layers.DepthwiseConv2D, 2)),
+        *((layers.SeparableConv1D, 1), (layers.SeparableConv2D, 2)),
+        *((layers.Conv1DTranspose, 1), (layers.Conv2DTranspose, 2), (layers.Conv3DTranspose, 3)),
+    ],
+)
+def test_every_kind_of_convolution(kind, rank, data_format):
+    size = (5,) * rank
+    shape = (*size, 3) if data_format == "channels_last" else (3, *size)
+    arguments = {"kernel_size": 2, "activation": "relu", "data_format": data_format, "name": "conv"}
+    if not kind.__name__.startswith("Depthwise"):
+        arguments["filters"] = 4
+    model = keras.Sequential([keras.Input(shape), kind(**arguments), layers.Flatten(), layers.Dense(2)])
+    x = np.random.default_rng(0).normal(size=(6, *shape)).astype("float32")
+    result = retrofit(model, x)
+    assert result.model.get_layer("conv_bn").axis == (-1 if data_format == "channels_last" else 1)
+    np.testing.assert_allclose(predict(result.model, x)[0], predict(model, x)[0], rtol=0, atol=1e-6)
+    assert rows(result)["conv"].difference == 0
+
+
+def test_constant_channels(images):
+    model = net()
+    weights = model.get_layer("conv1").get_weights()
+    model.get_layer("conv1").set_weights([0 * weights[0], weights[1] + 7.5])
+    result = retrofit(model, images)
+    assert np.all(result.model.get_layer("conv1_bn").moving_variance == 0)
+    np.testing.assert_array_equal(predict(result.model, images)[0], predict(model, images)[0])
+
+
+def test_training_mode_starts_where_inference_is(images):
+    """With the calibration data as the batch, a retrofitted layer's training output is its input, nearly."""
+    model = net()
+    result = retrofit(model, images, remove_dropout=True).model
+    x = keras.Model(model.inputs, model.get_layer("conv1").output)(images)
+    out = result.get_layer("conv1_relu").output
+    y = keras.Model(result.inputs, out)(images, training=True)
+    # The batch's variance is the biased one: m / (m - 1) apart, with m = 40 * 64 values per channel.
+    np.testing.assert_allclose(y, x, atol=1e-3)
+
+
+def test_saves_loads_and_trains(images, tmp_path):
+    model = net()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    result = retrofit(model, images).model
+    result.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(predict(loaded, images)[0], predict(model, images)[0])
+    result.fit(images, np.zeros(40), verbose=0)
+    assert not np.array_equal(predict(result, images)[0], predict(model, images)[0])
+
+
+def test_the_check_catches_a_difference(images):
+    """A layer that ignores its activation changes when the activation is split out."""
+
+    class Stubborn(layers.Dense):
+        def call(self, x):
+            return keras.ops.tanh(keras.ops.matmul(x, self.kernel))
+
+    inputs = keras.Input((4,))
+    hidden = Stubborn(4, activation="relu")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(hidden))
+    with pytest.raises(KerasBNError, match=r"changed by .* tolerance=1e-05"):
+        retrofit(model, np.random.default_rng(0).normal(size=(8, 4)))
+    assert retrofit(model, np.ones((8, 4)), tolerance=10.0).report.difference > 0
+
+
+def test_check_data_is_what_the_result_is_checked_with(images):
+    assert retrofit(net(), images, check_data=images[:3]).report.difference == 0
+    with pytest.raises(KerasBNError, match="shape"):
+        retrofit(net(), images, check_data=images[:, :4])
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+def no_weighted_layer():
+    return keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten()])
+
+
+def nan_weights():
+    model = net()
+    model.get_layer("conv2").bias.assign([1, np.nan, 0, 0])
+    return model
+
+
+def two_of_a_name():
+    model = net()
+    model.get_layer("conv2").name = "conv1"
+    return model
+
+
+def huge_weights():
+    model = net()
+    model.get_layer("conv1").kernel.assign(model.get_layer("conv1").kernel * 1e38)
+    return model
+
+
+BATCH = np.zeros((4, 8, 8, 3), "float32")
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "options", "message"),
+    [
+        (net, BATCH[:0], {}, "no batch"),
+        (net, iter(()), {}, "no batch"),
+        (net, BATCH[:, :4], {}, r"shape \(4, 4, 8, 3\) for 'image'"),
+        (net, BATCH + np.nan, {}, "NaN or infinity in 'image'"),
+        (net, BATCH, {"steps": 2}, "ended after 1 of steps=2"),
+        (net, None, {}, "data is a NoneType"),
+        (nan_weights, BATCH, {}, "'conv2/bias'.*NaN or infinity"),
+        (huge_weights, BATCH + 1e3, {}, "'conv1_bn' overflows"),
+        (no_weighted_layer, BATCH, {}, "nothing to retrofit: no such layer"),
+        (lambda: retrofit(net(), BATCH).model, BATCH, {}, "nothing to retrofit: conv1: already followed"),
+        (Subclassed, BATCH, {}, "is subclassed"),
+        (lambda: keras.Sequential([layers.Dense(2)]), BATCH, {}, "is not built"),
+        (two_of_a_name, BATCH, {}, "2 layers named 'conv1'"),
+        (net, BATCH, {"layers": "block*"}, r"layers='block\*' matches none .*: conv1, conv2"),
+        (net, BATCH, {"layers": 3}, "layers=3: give a layer class"),
+        (net, BATCH, {"position": "before"}, "position='before'.*before_activation, after_activation"),
+        (net, BATCH, {"position": "after_activation", "drop_bias": True}, "not redundant"),
+        (net, BATCH, {"l2_factor": -1.0}, "l2_factor=-1.0"),
+        (net, BATCH, {"layer_arguments": {"axis": 1}}, "'axis', which follows"),
+        (net, BATCH, {"layer_arguments": {"speed": 1}}, "cannot be constructed with"),
+        (net, BATCH, {"layer_arguments": {"scale": False}}, "cannot be made the identity"),
+        (net, BATCH, {"layer": layers.Dropout}, "cannot be constructed with"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_changes_nothing(make, data, options, message, snapshot):
+    model = make()
+    before = snapshot(model) if not isinstance(model, Subclassed) and model.built else None
+    with pytest.raises(KerasBNError, match=message):
+        retrofit(model, data, **options)
+    if before is not None:
+        assert snapshot(model) == before
+
+
+def test_the_report_prints_and_renders_to_json(images):
+    report = retrofit(net(), images).report
+    head, columns, first, *_ = str(report).splitlines()
+    assert head == "retrofit: 3 retrofitted, 1 left alone; largest change of an output 0"
+    assert columns.split() == ["layer", "kind", "action", "reason", "difference"]
+    assert first.split()[:3] == ["conv1", "Conv2D", "retrofitted"]
+    assert '"verb": "retrofit"' in report.to_json()
