@@ -6,6 +6,7 @@ from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.layers.ghost import GhostBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
+from keras_bn.layers.sequence import SequenceBatchNormalization
 from keras_bn.saving.proof import verify_inference_mode
 from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
@@ -18,6 +19,7 @@ __all__ = [
     "ChannelAffine",
     "GhostBatchNormalization",
     "KerasBNError",
+    "SequenceBatchNormalization",
     "convert",
     "export",
     "fold",

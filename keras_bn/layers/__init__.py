@@ -3,5 +3,11 @@
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.ghost import GhostBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
+from keras_bn.layers.sequence import SequenceBatchNormalization
 
-__all__ = ["BatchNormalization", "BatchRenormalization", "GhostBatchNormalization"]
+__all__ = [
+    "BatchNormalization",
+    "BatchRenormalization",
+    "GhostBatchNormalization",
+    "SequenceBatchNormalization",
+]

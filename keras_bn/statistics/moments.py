@@ -107,7 +107,7 @@ def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Mome
     dtype = keras.backend.standardize_dtype(x.dtype)
     count = value_count(x, axes, dtype)
     if mask is not None:
-        count = _sum(ops.cast(mask, dtype), axes) * (count / value_count(mask, axes, dtype))
+        count = _sum(ops.cast(mask, dtype), axes) * (count / ops.maximum(value_count(mask, axes, dtype), 1))
         x = ops.where(mask, x, 0)
     divisor = ops.maximum(count, 1)
     shift = ops.stop_gradient(_sum(x, axes) / divisor)
