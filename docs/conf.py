@@ -24,6 +24,19 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_block"]
 myst_heading_anchors = 3
+# <keras:7265> is a link to that issue, written keras#7265.
+myst_url_schemes = {"http": None, "https": None, "mailto": None} | {
+    scheme: {"url": f"https://github.com/{repository}/issues/{{{{path}}}}", "title": f"{scheme}#{{{{path}}}}"}
+    for scheme, repository in {
+        "keras": "keras-team/keras",
+        "keras-core": "keras-team/keras-core",
+        "tf-keras": "keras-team/tf-keras",
+        "tensorflow": "tensorflow/tensorflow",
+        "addons": "tensorflow/addons",
+        "serving": "tensorflow/serving",
+        "pytorch": "pytorch/pytorch",
+    }.items()
+}
 
 autodoc_default_options = {"members": True, "undoc-members": False, "member-order": "bysource"}
 autodoc_typehints_format = "short"
