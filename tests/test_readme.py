@@ -58,7 +58,7 @@ def test_retrofit_and_export_and_serve_and_query(session):
 
     command = shlex.split(shell_snippet("keras-bn serve"))
     assert command[:2] == ["keras-bn", "serve"]
-    with launch(model_base_path=Path(command[2]).resolve(), model_name="vgg") as server:
+    with launch(model_base_path=Path(command[2]).resolve(), model_name="vgg", timeout=300) as server:
         ports = {"8501": str(server.rest_port), "8500": str(server.port)}
         localized = re.sub("8500|8501", lambda port: ports[port[0]], python_snippet(3))
         exec(localized, session)
