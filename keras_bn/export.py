@@ -1,17 +1,30 @@
 """Export of a Keras model as a version that TensorFlow Serving can load."""
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_bn.saving import saved_model, warm_up
+from keras_bn.errors import KerasBNError
+from keras_bn.saving import images, warm_up
 from keras_bn.saving.examples import Tensors, generated, given
-from keras_bn.saving.proof import verify_inference_mode
+from keras_bn.saving.proof import Proven, largest_change, prove
+from keras_bn.saving.saved_model import IMAGE_BYTES, SERVING_DEFAULT, SERVING_IMAGE
+from keras_bn.saving.saved_model import write as write_saved_model
+from keras_bn.saving.session import servable
 from keras_bn.saving.signatures import Signature, predict_signature
 from keras_bn.saving.versions import check_version, publish
+from keras_bn.surgery.fold import fold as fold_model
+
+EXTRA = "assets.extra"  # what TensorFlow Serving reads beside the SavedModel
+RECORD = "keras_bn_export.json"
 
 
 def export(
@@ -22,71 +35,103 @@ def export(
     *,
     examples: Any = None,
     warmup: Any = None,
+    image_bytes: str | Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> Path:
     """Write `model` as `base_path/<version>/`, proven to answer in inference mode, and return that folder.
 
-    The version holds a SavedModel whose `serving_default` signature runs the inference path alone, its inputs
-    and outputs named as the model's own (by the keys where it takes or returns a dict, else by layer), with a
-    dynamic batch dimension. `keras.Model.export` writes every weight twice, as variables; here the weights
-    are constants of the graph, once, which is half the size and lets the runtime fold them and prepare them
-    for its kernels. Only weights of nearly 2 GB, the limit of a graph, stay variables.
+    The version holds a SavedModel whose `serving_default` signature runs the inference path alone, with a
+    dynamic batch dimension. Inputs and outputs are named by the keys where the model takes or returns a dict,
+    else by its input and output layers; what is not a letter, a digit or _ in an input's name becomes _.
+
+    `keras.Model.export` writes every weight twice, as variables. Here each is written once, as a constant of
+    the graph, which the runtime computes with ahead. Loading constants takes some 15 times their size in
+    memory, so where the weights are more than 128 MiB the largest of them stay variables.
 
     The version is built in a hidden folder of `base_path`, loaded again as TensorFlow Serving loads it,
-    proven by `verify_inference_mode`, and renamed in one step. A server that polls `base_path` sees a whole
-    version or none.
+    proven as in `verify_inference_mode`, compared with `model`, and renamed in one step: a server that polls
+    `base_path` sees a whole version or none. `assets.extra/keras_bn_export.json` in it tells what was
+    measured, and what folding did to every layer.
 
     Args:
         model: a built Functional or Sequential model; it is left as it is.
         base_path: the local folder of the model's versions, made if it is missing.
         version: an integer from 0 up that is not taken, or None for one more than the highest there is.
-        fold: absorb batch normalization into the layers before it (`keras_bn.fold`) where that is exact to
-            rounding.
+        fold: absorb BN into its neighbours first (`keras_bn.fold`), which changes outputs by rounding.
+            Without it a retrofitted BN stays the identity it is, to the bit.
         examples: two or more inputs for the proof, as an array or a dict of arrays by input name; made up
             when None, which fails for models that take strings or are particular about their integers.
         warmup: inputs, in the form of `examples`, that the server is to run as one request before the version
             answers (`assets.extra/tf_serving_warmup_requests`); None for one example, the first of `examples`
             or zeros; False for no warm-up.
+        image_bytes: adds the signature `serving_image`, with the input `image_bytes`: a batch of JPEG, PNG,
+            GIF or BMP files. They are decoded, resized to the input's height and width (bilinear,
+            antialiased, the aspect ratio not kept, EXIF orientation not read) and preprocessed: "raw" leaves
+            0 to 255, "caffe", "tf" and "torch" are the modes of `keras.applications`, a function takes the
+            float32 batch.
 
     Raises:
-        KerasBNError: the model is not built, or is subclassed; the version is taken or no valid number;
-            `base_path` is a file or cannot be written; or the proof failed. No version appears.
+        KerasBNError: the model is subclassed or not built; the version is taken or no valid number;
+            `base_path` is a file or cannot be written; the model has no single input of images; or the proof
+            failed. No version appears.
 
-    >>> import keras, keras_bn, tempfile
+    >>> import tempfile
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
-    >>> base_path = tempfile.mkdtemp()
-    >>> keras_bn.export(model, base_path).name
-    '1'
-    >>> keras_bn.export(model, base_path).name
-    '2'
+    >>> with tempfile.TemporaryDirectory() as base_path:
+    ...     [keras_bn.export(model, base_path).name for _ in range(2)]
+    ['1', '2']
     """
     base_path = Path(base_path)
     check_version(base_path, version)
-    signature = predict_signature(_folded(model) if fold else model)
-    first = _warm_up_batch(signature, examples, warmup)
+    signature = predict_signature(model)
+    decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
+    batches = list(generated(signature.inputs)) if examples is None else [given(signature.inputs, examples)]
+    requests = {SERVING_DEFAULT: _warm_up(signature, examples, warmup, batches[0])}
+    if decoder is not None:
+        requests[SERVING_IMAGE] = {IMAGE_BYTES: images.made_up(decoder, count=1)}
+    folded = fold_model(model) if fold else None
+    exported = folded.model if folded else model
 
     def write(folder: Path) -> None:
-        saved_model.write(model, signature, folder)
-        if first is not None:
-            warm_up.write(folder, [(saved_model.SERVING_DEFAULT, first)])
-        verify_inference_mode(folder, examples)
+        write_saved_model(exported, predict_signature(exported), folder, decoder)
+        (folder / EXTRA).mkdir()
+        if warmup is not False:
+            warm_up.write(folder / EXTRA, requests)
+        what = f"model {model.name!r}"
+        with servable(folder, SERVING_DEFAULT) as served:
+            proven = prove(served, batches, what, made_up=examples is None)
+        proofs = [proven.proof]
+        if decoder is not None:
+            files = {IMAGE_BYTES: images.made_up(decoder)}
+            what_decodes = f"signature {SERVING_IMAGE!r} of {what}"
+            with servable(folder, SERVING_IMAGE) as served:
+                # Noise may be all one class; the model behind has been seen to tell its inputs apart.
+                proofs.append(prove(served, [files], what_decodes, must_differ=False).proof)
+        record = {
+            "made_with": {name: installed(name) for name in ("keras-bn", "keras", "tensorflow")},
+            "proofs": [asdict(proof) for proof in proofs],
+            "difference": _difference(signature, proven, what),
+            "fold": folded and folded.report.to_dict(),
+        }
+        (folder / EXTRA / RECORD).write_text(json.dumps(record, indent=2))
 
     return publish(base_path, version, write)
 
 
-def _warm_up_batch(signature: Signature, examples: Any, warmup: Any) -> Tensors | None:
-    if warmup is False:
-        return None
-    if warmup is not None:
+def _warm_up(signature: Signature, examples: Any, warmup: Any, batch: Tensors) -> Tensors:
+    if warmup is not None and warmup is not False:
         return given(signature.inputs, warmup)
-    if examples is not None:
-        return {name: values[:1] for name, values in given(signature.inputs, examples).items()}
-    batch = next(generated(signature.inputs))
-    return {name: np.zeros_like(values[:1]) for name, values in batch.items()}
+    first = {name: values[:1] for name, values in batch.items()}
+    return first if examples is not None else {name: np.zeros_like(values) for name, values in first.items()}
 
 
-def _folded(model: keras.Model) -> keras.Model:
-    try:
-        from keras_bn.surgery.fold import fold
-    except ImportError:
-        return model
-    return fold(model).model
+def _difference(signature: Signature, proven: Proven, what: str) -> float:
+    """The largest change of an output from the Keras model to the SavedModel, relative to its magnitude."""
+    outputs = signature.call(*(tf.convert_to_tensor(proven.inputs[name]) for name in signature.inputs))
+    expected = {name: output.numpy() for name, output in zip(signature.outputs, outputs, strict=True)}
+    difference = largest_change(proven.outputs, expected)
+    if difference > proven.proof.tolerance:
+        raise KerasBNError(
+            f"{what} answers otherwise once exported, by {difference:.2g} of its largest output; try "
+            "fold=False, and report it if that does not help."
+        )
+    return difference

@@ -10,7 +10,7 @@ from keras_bn.errors import KerasBNError
 
 Tensors = dict[str, np.ndarray]
 
-COUNT = 8
+COUNT = 4
 _OPEN_SIZE = 64  # survives the five halvings of a usual convolutional network
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
@@ -48,7 +49,8 @@ def decoder(inputs: dict[str, tf.TensorSpec], preprocess: str | Preprocess) -> D
     if len(specs) > 1 or len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3, 4):
         shapes = {name: tuple(spec.shape) for name, spec in inputs.items()}
         raise KerasBNError(
-            f"image_bytes needs a model with one input of shape (batch, height, width, 1, 3 or 4); it takes {shapes}."
+            "image_bytes needs one input of shape (batch, height, width, 1, 3 or 4); the model takes "
+            f"{shapes}."
         )
     return Decoder(specs[0], preprocess if callable(preprocess) else _named(preprocess))
 
@@ -58,3 +60,14 @@ def _named(mode: str) -> Preprocess:
         return tf.identity
     preprocess = keras.applications.imagenet_utils.preprocess_input
     return partial(preprocess, mode=mode, data_format="channels_last")
+
+
+def made_up(decoder: Decoder, count: int = 4) -> np.ndarray:
+    """Return PNG files of noise, each of other sizes and brightness, as an array of bytes."""
+    random = np.random.default_rng(0)
+    height, width, channels = decoder.spec.shape[1:]
+    files = []
+    for darker in range(count):
+        pixels = random.integers(0, 256 >> darker, (height + darker, width, channels), np.uint8)
+        files.append(tf.io.encode_png(pixels).numpy())
+    return np.array(files, dtype=object)

@@ -1,6 +1,7 @@
 """The proof that a SavedModel answers in inference mode."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,12 @@ from keras_bn.saving.session import Servable, servable
 # statistics move it in its first ones. The narrowest floating type in the graph says where its last bits are.
 _TOLERANCES = {tf.bfloat16: 1e-1, tf.float16: 2e-2, tf.float32: 1e-4, tf.float64: 1e-10}
 
-_ALONE = 4  # examples that are also asked for one at a time
+_ALONE = 2  # examples that are also asked for one at a time
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What `verify_inference_mode` measured, relative to the largest magnitude of the output tensor.
+    """What `verify_inference_mode` measured; changes are relative to the largest magnitude in the output.
 
     Attributes:
         signature: the signature that was asked.
@@ -42,18 +43,17 @@ class Proof:
 def verify_inference_mode(
     path: str | os.PathLike[str], examples: Any = None, *, signature: str = "serving_default"
 ) -> Proof:
-    """Prove that what the SavedModel in `path` answers for an example does not depend on the batch it comes
-    in.
+    """Prove that what the SavedModel in `path` answers for an example does not depend on the batch around it.
 
     A model exported in training mode normalizes by the statistics of the request: its answers change with
     their neighbours, and an example alone is normalized by itself. Here the examples are asked for in one
     batch, in the same batch again, in reverse order, and alone, and the answers must agree to rounding. Any
-    SavedModel can be checked, whoever wrote it; it is loaded into a session of its own, as TensorFlow Serving
-    does.
+    SavedModel can be checked, whoever wrote it; it is loaded into a session of its own, as TensorFlow
+    Serving does.
 
     Args:
         path: the folder with `saved_model.pb`.
-        examples: two or more inputs, an array or a dict of arrays by input name. None makes up eight from the
+        examples: two or more inputs, an array or a dict of arrays by input name. None makes up four from the
             types and shapes of the signature: floats of several scales, bytes from 0 to 255, other integers 0
             or 1 (every embedding has those), 64 for a size left open.
         signature: the name of the signature to ask.
@@ -66,72 +66,99 @@ def verify_inference_mode(
     with servable(path, signature) as served:
         batches = generated(served.inputs) if examples is None else [given(served.inputs, examples)]
         what = f"signature {signature!r} of {path}"
-        for batch in batches:
-            try:
-                proof = _compare(served, batch, what, signature)
-            except tf.errors.OpError as error:
-                hint = " on made-up inputs; pass examples of real ones" if examples is None else ""
-                raise KerasBNError(f"{what} failed{hint}: {error.message}") from error
-            if proof.spread > proof.tolerance:
-                return proof
+        return prove(served, batches, what, made_up=examples is None).proof
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A proof, and the batch of inputs and outputs that it started from."""
+
+    proof: Proof
+    inputs: Tensors
+    outputs: Tensors
+
+
+def prove(
+    served: Servable,
+    batches: Iterable[Tensors],
+    what: str,
+    *,
+    made_up: bool = False,
+    must_differ: bool = True,
+) -> Proven:
+    """Prove the inference mode of `what` on the first of `batches` whose outputs differ, if they must; see
+    above."""
+    for batch in batches:
+        try:
+            proven = _compare(served, batch, what)
+        except tf.errors.OpError as error:
+            hint = " on made-up inputs; pass examples of real ones" if made_up else ""
+            raise KerasBNError(f"{what} failed{hint}: {error.message}") from error
+        if proven.proof.spread > proven.proof.tolerance or not must_differ:
+            return proven
     raise KerasBNError(
-        f"{what} gives every example the same output, which tells nothing of its mode; pass examples that "
-        "differ."
+        f"{what} gives every example the same output, which tells nothing of its mode; pass examples "
+        "of which the outputs differ."
     )
 
 
-def _compare(served: Servable, batch: Tensors, what: str, signature: str) -> Proof:
+def _compare(served: Servable, batch: Tensors, what: str) -> Proven:
     count = len(next(iter(batch.values())))
-    fixed = next(iter(served.inputs.values())).shape[0] is not None
     if count < 2:
-        raise KerasBNError(
-            f"{what} was given {count} example; two are needed to see whether one changes the other."
-        )
+        raise KerasBNError(f"{what} was given {count} example; one cannot be seen to change another.")
     tolerance = next(value for dtype, value in _TOLERANCES.items() if dtype in served.dtypes | {tf.float64})
 
     together = served.run(batch)
     for name, output in together.items():
-        if output.shape[:1] != (count,):
-            raise KerasBNError(
-                f"output {name!r} of {what} has shape {output.shape} for {count} examples; it must "
-                "have one row for each."
-            )
-        if output.dtype.kind == "f" and not np.isfinite(output).all():
-            raise KerasBNError(
-                f"output {name!r} of {what} is not finite; check the weights, or pass examples."
-            )
-    again = _difference(served.run(batch), together)
+        _check_rows(output, count, f"output {name!r} of {what}")
+    again = largest_change(served.run(batch), together)
     if again > tolerance:
         raise KerasBNError(
             f"{what} answers the same request differently each time (by {again:.2g} of its largest output): "
             "something random, such as dropout, is left on; call the layers with training=False."
         )
-    difference = _difference(_reversed(served.run(_reversed(batch))), together)
-    for row in range(0 if fixed else min(count, _ALONE)):
+    difference = largest_change(_reversed(served.run(_reversed(batch))), together)
+    for row in range(min(count, _ALONE) if served.batch_size is None else 0):
         one = slice(row, row + 1)
         alone = served.run({name: values[one] for name, values in batch.items()})
-        difference = max(difference, _difference(alone, together, one))
+        difference = max(difference, largest_change(alone, together, one))
     if difference > tolerance:
         raise KerasBNError(
             f"{what} is not in inference mode: an example's output changes by {difference:.2g} of the "
-            f"largest with the examples around it ({tolerance:g} is rounding); call the model with training=False."
+            f"largest with the examples around it ({tolerance:g} is rounding); call the model with "
+            "training=False."
         )
-    spread = max(_difference(together, together, slice(row, row + 1)) for row in range(count))
-    return Proof(signature, count, difference, tolerance, spread)
+    spread = max(largest_change(together, together, slice(row, row + 1)) for row in range(count))
+    return Proven(Proof(served.signature, count, difference, tolerance, spread), batch, together)
+
+
+def _check_rows(output: np.ndarray, count: int, what: str) -> None:
+    if output.shape[:1] != (count,):
+        raise KerasBNError(
+            f"{what} has shape {output.shape} for {count} examples; it must have a row for each."
+        )
+    if _is_floating(output) and not np.isfinite(output).all():
+        raise KerasBNError(
+            f"{what} is not finite; check the weights for NaN, or pass examples of real inputs."
+        )
+
+
+def _is_floating(values: np.ndarray) -> bool:
+    return values.dtype != object and tf.as_dtype(values.dtype).is_floating
 
 
 def _reversed(tensors: Tensors) -> Tensors:
     return {name: values[::-1] for name, values in tensors.items()}
 
 
-def _difference(tensors: Tensors, reference: Tensors, rows: slice = slice(None)) -> float:
-    """The largest change, relative to the output's largest magnitude; of other types, 1 where any changed."""
+def largest_change(tensors: Tensors, reference: Tensors, rows: slice = slice(None)) -> float:
+    """The largest change from `rows` of `reference`, relative to its largest magnitude; 1 for other types."""
     worst = 0.0
     for name, expected in reference.items():
-        if expected.dtype.kind in "fc" or expected.dtype == tf.bfloat16.as_numpy_dtype:
-            scale = np.abs(expected.astype(np.float64)).max()
-            change = np.abs(tensors[name].astype(np.float64) - expected[rows].astype(np.float64)).max()
-            worst = max(worst, float(change / scale) if scale else float(change))
+        if _is_floating(expected):
+            wide = expected.astype(np.float64)
+            change = np.abs(tensors[name].astype(np.float64) - wide[rows]).max()
+            worst = max(worst, float(change / (np.abs(wide).max() or 1.0)))
         else:
             worst = max(worst, float(np.any(tensors[name] != expected[rows])))
     return worst

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,16 @@ class Servable:
     arrays by input name to arrays by output name.
     """
 
+    signature: str
     inputs: dict[str, tf.TensorSpec]
     dtypes: frozenset[tf.DType]
     run: Callable[[Mapping[str, np.ndarray]], Tensors]
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only batch size that the signature takes, or None."""
+        shapes = [spec.shape for spec in self.inputs.values()]
+        return next((shape[0] for shape in shapes if shape.rank), None)
 
 
 @contextmanager
@@ -31,9 +38,11 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
     """Load a SavedModel into a new graph and session, and close it afterwards."""
     if not tf.saved_model.contains_saved_model(str(path)):
         raise KerasBNError(f"{path} holds no SavedModel; give the folder that has saved_model.pb in it.")
-    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+    # Closed, but not made the default: what the caller computes meanwhile stays eager.
+    with closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
         try:
-            meta_graph = SavedModelLoader(str(path)).load(session, [tf.saved_model.SERVING])
+            with session.graph.as_default():
+                meta_graph = SavedModelLoader(str(path)).load(session, [tf.saved_model.SERVING])
         except (OSError, RuntimeError, tf.errors.OpError) as error:
             raise KerasBNError(f"the SavedModel in {path} cannot be loaded: {error}") from error
         if signature not in meta_graph.signature_def:
@@ -47,6 +56,7 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
             return session.run(fetches, {feeds[name]: value for name, value in inputs.items()})
 
         yield Servable(
+            signature,
             {
                 name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
                 for name, info in definition.inputs.items()

@@ -49,23 +49,30 @@ def predict_signature(model: keras.Model) -> Signature:
         takes, returns = model.inputs[0], model.outputs[0]
     else:
         takes, returns = model.input, model.output
-    inputs = {name: _spec(name, tensor) for name, tensor in _named(takes)}
+    # What a function of TensorFlow can call an argument; `keras.Model.export` does the same.
+    names = [re.sub(r"\W", "_", name, flags=re.ASCII) for name in _names(takes)]
+    inputs = {
+        name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name)
+        for name, tensor in zip(_unique(names), keras.tree.flatten(takes), strict=True)
+    }
 
     def call(*tensors: tf.Tensor) -> list[tf.Tensor]:
         outputs = model(keras.tree.pack_sequence_as(takes, list(tensors)), training=False)
         return [tf.convert_to_tensor(output) for output in keras.tree.flatten(outputs)]
 
-    return Signature(inputs, [name for name, _ in _named(returns)], call)
+    return Signature(inputs, _unique(_names(returns)), call)
 
 
-def _named(structure: Any) -> list[tuple[str, Any]]:
-    """Pair every tensor, in the order of `keras.tree.flatten`, with a name that occurs once."""
+def _names(structure: Any) -> list[str]:
+    """Name every tensor, in the order of `keras.tree.flatten`."""
     tensors = keras.tree.flatten(structure)
     if isinstance(structure, dict) and len(structure) == len(tensors):
-        names = keras.tree.flatten({key: key for key in structure})
-    else:
-        # A tensor's own name may be keras_tensor_17; the layer that made it has the name the user gave.
-        names = [tensor._keras_history.operation.name for tensor in tensors]
+        return keras.tree.flatten({key: key for key in structure})
+    # A tensor's own name may be keras_tensor_17; the layer that made it has the name the user gave.
+    return [tensor._keras_history.operation.name for tensor in tensors]
+
+
+def _unique(names: list[str]) -> list[str]:
     unique: list[str] = []
     for name in names:
         candidate, copy = name, 0
@@ -73,9 +80,4 @@ def _named(structure: Any) -> list[tuple[str, Any]]:
             copy += 1
             candidate = f"{name}_{copy}"
         unique.append(candidate)
-    return list(zip(unique, tensors, strict=True))
-
-
-def _spec(name: str, tensor: Any) -> tf.TensorSpec:
-    # A graph admits fewer characters in a name than a signature does.
-    return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=re.sub(r"[^A-Za-z0-9_.]", "_", name))
+    return unique

@@ -1,21 +1,20 @@
 """Warm-up requests, which TensorFlow Serving replays before it lets a version answer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+from keras_bn.saving.examples import Tensors
+
+FILE = "tf_serving_warmup_requests"
 
 
-def write(folder: Path, requests: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> None:
-    """Write Predict requests, pairs of a signature's name and its inputs, as TFRecords of PredictionLog."""
-    path = folder / FILE
-    path.parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, inputs in requests:
+def write(folder: Path, requests: Mapping[str, Tensors]) -> None:
+    """Write one Predict request for every signature in `requests`, as TFRecords of PredictionLog."""
+    with tf.io.TFRecordWriter(str(folder / FILE)) as writer:
+        for signature, inputs in requests.items():
             request = predict_pb2.PredictRequest()
             for name, values in inputs.items():
                 request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
