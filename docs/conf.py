@@ -14,8 +14,8 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx_click",
     "sphinx_copybutton",
+    "command_help",
     "docstrings",
     "mathml",
 ]
@@ -47,6 +47,8 @@ python_maximum_signature_line_length = 88
 napoleon_custom_sections = [("Call arguments", "params_style")]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+
+smartquotes = False  # they would make dashes of the -- of options
 
 html_theme = "furo"
 html_title = "keras_bn"

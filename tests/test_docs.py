@@ -185,3 +185,8 @@ def test_the_api_pages_have_every_public_name(site):
         for name in module.__all__:
             full = {f"{module.__name__}.{name}", f"{getattr(module, name).__module__}.{name}"}
             assert full & documented, f"{module.__name__}.{name}"
+
+
+def test_the_command_line_page_has_every_command():
+    page = (DOCS / "api" / "command_line.md").read_text(encoding="utf-8")
+    assert re.findall(r"\{command-help\} (\w+)", page) == list(main.commands)
