@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -10,11 +11,15 @@ from keras import ops
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.surgery._checks import check_weights
 from keras_bn.surgery._copying import Copies
 from keras_bn.surgery.graph import Call, losses, rewrite
 from keras_bn.surgery.normalizations import batch_normalizations
 from keras_bn.surgery.report import Report, Row, SurgeryResult
+
+# Stands for no bound on r or d, which must be finite.
+_UNBOUNDED = 1e30
 
 
 def convert(model: keras.Model, *, unbiased_variance: bool = False) -> SurgeryResult:
@@ -22,9 +27,10 @@ def convert(model: keras.Model, *, unbiased_variance: bool = False) -> SurgeryRe
 
     Names, weights, options and `trainable` flags stay, and so do the outputs but for rounding: Keras
     multiplies by gamma * rsqrt(variance + epsilon), ours by gamma / sqrt(variance + epsilon). Layers in
-    nested models and in wrappers such as `TimeDistributed` are converted too. Left alone, with the reason in
-    the report, are subclasses of Keras's layer, which may compute something else, layers that a composite
-    layer makes in its own code, and those with Batch Renormalization or with options out of range.
+    nested models and in wrappers such as `TimeDistributed` are converted too, and those with `renorm=True`
+    become `BatchRenormalization` where that trains alike. Left alone, with the reason in the report, are
+    subclasses of Keras's layer, which may compute something else, layers that a composite layer makes in its
+    own code, and those with options that have no counterpart or are out of range.
 
     Training goes on as before as well: the new layers keep the *biased* variance that Keras 3 averages, not
     the unbiased one of the paper (section 3.1), PyTorch and the default of `keras_bn.BatchNormalization`.
@@ -52,7 +58,7 @@ def convert(model: keras.Model, *, unbiased_variance: bool = False) -> SurgeryRe
     conversion = _Conversion(unbiased_variance)
     result = rewrite(model, conversion.edit)
     for old, new in conversion.pairs.values():
-        new.set_weights(old.get_weights())
+        new.set_weights(_weights_for(new, old))
     rows = tuple(conversion.row(call) for call in normalizations)
     return SurgeryResult(result, Report("convert", rows, notes=losses(model, result)))
 
@@ -85,7 +91,8 @@ class _Conversion:
         if id(layer) in self.pairs:
             new = self.pairs[id(layer)][1]
             convention = "unbiased" if new.unbiased_variance else "biased"
-            return Row(call.path, kind, "converted", f"keeps the {convention} variance", _change(layer, new))
+            reason = f"to {type(new).__name__}, averaging the {convention} variance"
+            return Row(call.path, kind, "converted", reason, _change(layer, new))
         if isinstance(layer, BatchNormalization):
             return Row(call.path, kind, "left alone", "is keras_bn's already")
         reason = self._reasons.get(id(layer)) or (
@@ -98,18 +105,10 @@ class _Conversion:
     def _converted(self, layer: Any) -> Any:
         """Our layer for one of Keras's, made once; None if there is none."""
         if id(layer) not in self.pairs and id(layer) not in self._reasons:
-            config = layer.get_config()
-            config.pop("renorm_clipping", None)
-            config.pop("renorm_momentum", None)
-            if config.pop("renorm", False):
-                self._reasons[id(layer)] = "renorm=True: Batch Renormalization trains differently"
-                return None
             try:
-                new = BatchNormalization(**config, unbiased_variance=self._unbiased_variance)
+                self.pairs[id(layer)] = layer, _made_of(layer, self._unbiased_variance)
             except KerasBNError as error:
                 self._reasons[id(layer)] = str(error)
-                return None
-            self.pairs[id(layer)] = layer, new
         return self.pairs[id(layer)][1] if id(layer) in self.pairs else None
 
     def _rewrapped(self, wrapper: Any, inner: Any, copy: Copies) -> list[Any] | None:
@@ -119,6 +118,37 @@ class _Conversion:
         made = copy(wrapper, weights=wrapper.get_weights(), layer=keras.saving.serialize_keras_object(new))
         self.pairs[id(inner)] = inner, made.layer
         return [made]
+
+
+def _made_of(layer: Any, unbiased_variance: bool) -> BatchNormalization:
+    """Our layer with the options of one of Keras's."""
+    config = layer.get_config()
+    # Keras before 3.14 has none of the three.
+    renorm, clipping = config.pop("renorm", False), config.pop("renorm_clipping", None) or {}
+    renorm_momentum = config.pop("renorm_momentum", None)
+    config["unbiased_variance"] = unbiased_variance
+    if not renorm:
+        return BatchNormalization(**config)
+    r_max, d_max = (clipping.get(name) or _UNBOUNDED for name in ("rmax", "dmax"))
+    if not math.isclose(clipping.get("rmin") or 1 / _UNBOUNDED, 1 / r_max, rel_tol=1e-6):
+        raise KerasBNError(
+            f"renorm_clipping={clipping}: r is bounded by 1 / r_max here; set rmin to 1 / rmax"
+        )
+    if renorm_momentum != layer.momentum:
+        raise KerasBNError(
+            f"renorm_momentum={renorm_momentum} is not momentum={layer.momentum}; there is one average here"
+        )
+    averages = (layer.renorm_mean, layer.moving_mean), (layer.renorm_stddev, layer.moving_stddev)
+    if not all(np.allclose(a.numpy(), b.numpy(), rtol=1e-5) for a, b in averages):
+        raise KerasBNError("its averages for training and for inference differ; there is one average here")
+    return BatchRenormalization(**config, r_max=r_max, d_max=d_max)
+
+
+def _weights_for(new: Any, old: Any) -> list[np.ndarray]:
+    """The weights of `old` as `new` takes them; a counter of batches starts at 0."""
+    shared = [getattr(old, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")]
+    arrays = [ops.convert_to_numpy(weight) for weight in shared if weight is not None]
+    return arrays + [np.zeros((), "int32")] * (len(new.weights) - len(arrays))
 
 
 def _is_keras(layer: Any) -> bool:

@@ -1,0 +1,233 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_bn
+from keras_bn import BatchNormalization, KerasBNError
+from keras_bn.layers.renorm import BatchRenormalization
+
+
+def scramble(model):
+    """Give the BN layers of a model statistics and parameters that no two channels share."""
+    rng = np.random.default_rng(0)
+    for layer in model._flatten_layers():
+        if type(layer) is layers.BatchNormalization:
+            for weight in layer.weights:
+                low, high = (0.5, 1.5) if weight.name in ("gamma", "moving_variance") else (-0.3, 0.3)
+                weight.assign(rng.uniform(low, high, weight.shape))
+    return model
+
+
+def net(**options):
+    inputs = keras.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(name="bn", **options)(x)
+    x = layers.Dense(3, name="fc")(layers.Flatten(name="flatten")(layers.ReLU(name="relu")(x)))
+    return scramble(keras.Model(inputs, layers.BatchNormalization(name="out", scale=False)(x), name="net"))
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).normal(size=(16, 6, 6, 3)).astype("float32")
+
+
+def kinds(model):
+    return [type(layer) for layer in model._flatten_layers()]
+
+
+def outcome(result):
+    return {row.layer: (row.action, row.reason) for row in result.report.rows}
+
+
+def close(a, b, tolerance=1e-6):
+    """Equal to within a fraction of the scale: Keras multiplies by rsqrt, which is rounded differently."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def test_outputs_weights_and_names_stay(images, snapshot):
+    model = net()
+    before = snapshot(model)
+    result = keras_bn.convert(model)
+    assert snapshot(model) == before
+    assert [layer.name for layer in result.model.layers] == [layer.name for layer in model.layers]
+    for old, new in zip(model.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    close(result.model.predict(images, verbose=0), model.predict(images, verbose=0))
+    assert outcome(result) == {
+        name: ("converted", "to BatchNormalization, averaging the biased variance") for name in ("bn", "out")
+    }
+    assert all(row.difference <= 1e-6 for row in result.report.rows)
+
+
+def test_options_stay():
+    options = {
+        "axis": 1,
+        "momentum": 0.7,
+        "epsilon": 1e-4,
+        "center": False,
+        "gamma_regularizer": keras.regularizers.L2(0.25),
+        "gamma_constraint": "non_neg",
+        "trainable": False,
+        "synchronized": True,
+        "dtype": "mixed_float16",
+    }
+    layer = keras_bn.convert(net(**options)).model.get_layer("bn")
+    assert type(layer) is BatchNormalization
+    config, expected = layer.get_config(), layers.BatchNormalization(name="bn", **options).get_config()
+    assert {key: config[key] for key in expected if key in config} == {
+        key: value for key, value in expected.items() if not key.startswith("renorm")
+    }
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_training_goes_on_as_before(unbiased, images):
+    """Five steps of SGD: the same weights and statistics, unless the unbiased variance was asked for."""
+    model = net()
+    result = keras_bn.convert(model, unbiased_variance=unbiased).model
+    for each in (model, result):
+        each.compile(keras.optimizers.SGD(0.01), "mse")
+        each.fit(images, np.ones((16, 3)), batch_size=16, epochs=5, shuffle=False, verbose=0)
+    for old, new in zip(model.weights, result.weights, strict=True):
+        if unbiased and old.path == "out/moving_variance":
+            assert np.all(np.asarray(new) > np.asarray(old))  # by m/(m-1) = 16/15 of the moving part
+        else:
+            # float32 gradients by another kernel; the conv's own statistics have m = 256 values
+            np.testing.assert_allclose(new, old, rtol=0, atol=1e-3 if unbiased else 2e-5)
+
+
+@pytest.mark.parametrize("clipping", [None, {"rmax": 1.1, "rmin": 1 / 1.1, "dmax": 0.1}])
+def test_batch_renormalization_becomes_ours(clipping):
+    options = {"renorm": True, "momentum": 0.75, "renorm_momentum": 0.75, "renorm_clipping": clipping}
+    model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(name="bn", **options)])
+    batches = np.random.default_rng(0).normal(0.5, 2.0, (5, 32, 3)).astype("float32")
+    model(
+        batches[0], training=True
+    )  # until then Keras's deviation, 1, is not that of its variance, 1 + epsilon
+    result = keras_bn.convert(model).model
+    assert type(result.get_layer("bn")) is BatchRenormalization
+    for x in batches[1:]:
+        close(result(x, training=True), model(x, training=True), 1e-5)
+    close(result(x), model(x), 1e-5)
+
+
+def test_frozen_state_and_compilation_stay():
+    model = net()
+    model.get_layer("bn").trainable = False
+    model.compile(keras.optimizers.Adam(0.125), "mse")
+    result = keras_bn.convert(model).model
+    assert [layer.trainable for layer in result.layers] == [layer.trainable for layer in model.layers]
+    assert float(result.optimizer.learning_rate) == 0.125
+
+
+def test_nested_shared_and_wrapped_layers(tmp_path):
+    inner = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="bn")], name="inner")
+    inputs = keras.Input((5, 4))
+    shared = layers.BatchNormalization(name="shared")
+    x = layers.TimeDistributed(layers.BatchNormalization(name="each"), name="frames")(inputs)
+    x = inner(layers.GlobalAveragePooling1D()(shared(shared(x))))
+    model = scramble(keras.Model(inputs, layers.BatchNormalization(name="fixed")(x, training=False)))
+    data = np.random.default_rng(0).normal(size=(8, 5, 4)).astype("float32")
+    result = keras_bn.convert(model)
+    assert set(outcome(result)) == {"frames/each", "shared", "inner/bn", "fixed"}
+    assert layers.BatchNormalization not in kinds(result.model)
+    for training in (False, True):
+        close(result.model(data, training=training), model(data, training=training), 1e-5)
+    result.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(data), result.model(data))
+
+
+def test_a_mask_still_reaches_the_layer():
+    tokens = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(tokens)
+    model = keras.Model(tokens, layers.BatchNormalization(name="bn")(x))
+    data = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0]])
+    result = keras_bn.convert(model).model
+    close(result(data, training=True), model(data, training=True), 1e-5)
+    for old, new in zip(model.get_weights(), result.get_weights(), strict=True):
+        np.testing.assert_allclose(new, old, rtol=0, atol=1e-7)
+
+
+class Special(layers.BatchNormalization):
+    pass
+
+
+class Block(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bn = layers.BatchNormalization(name="inside")
+
+    def build(self, shape):
+        self.bn.build(shape)
+
+    def call(self, x, training=None):
+        return self.bn(x, training=training)
+
+
+def test_what_is_left_alone_is_said():
+    stack = [
+        keras.Input((4,)),
+        Special(name="special"),
+        Block(name="block"),
+        layers.BatchNormalization(name="slow", momentum=1.0),
+        layers.BatchNormalization(name="renorm", renorm=True, renorm_clipping={"rmax": 3.0}),
+        layers.BatchNormalization(name="apart", renorm=True, renorm_momentum=0.5),
+        BatchNormalization(name="ours"),
+        layers.BatchNormalization(name="plain"),
+    ]
+    model = keras.Sequential(stack)
+    result = keras_bn.convert(model)
+    reasons = {path: reason for path, (action, reason) in outcome(result).items() if action == "left alone"}
+    assert list(reasons) == ["special", "block/inside", "slow", "renorm", "apart", "ours"]
+    for path, words in {
+        "special": "Special is a subclass",
+        "block/inside": "code of the layer",
+        "slow": "momentum",
+        "renorm": "set rmin to 1 / rmax",
+        "apart": "one average",
+        "ours": "already",
+    }.items():
+        assert words in reasons[path]
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    close(result.model(x), model(x))
+
+
+def nan_weights():
+    model = net()
+    model.get_layer("bn").moving_mean.assign([0, np.nan, 0, 0])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras.Sequential([keras.Input((2,)), layers.Dense(1)]), "no batch normalization layer"),
+        (nan_weights, "'bn/moving_mean'.*NaN or infinity"),
+        (lambda: keras.Sequential([layers.BatchNormalization()]), "is not built"),
+        (lambda: "model.keras", "Expected a keras.Model, got str"),
+    ],
+)
+def test_bad_input_is_one_clear_error(make, message):
+    with pytest.raises(KerasBNError, match=message):
+        keras_bn.convert(make())
+
+
+FAMILIES = [
+    *("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "NASNetMobile"),
+    *("ResNet50", "ResNet50V2", "DenseNet121", "InceptionV3", "InceptionResNetV2", "Xception"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_keras_applications(family):
+    size = 75 if family in ("InceptionV3", "InceptionResNetV2", "Xception") else 32
+    build = getattr(keras.applications, family)
+    model = scramble(build(weights=None, input_shape=(size, size, 3), classes=5, classifier_activation=None))
+    x = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype("float32")
+    result = keras_bn.convert(model)
+    assert layers.BatchNormalization not in kinds(result.model)
+    assert {action for action, _ in outcome(result).values()} == {"converted"}
+    # Up to 200 layers of rounding, each some 1e-7 of the scale.
+    close(np.asarray(result.model(x)), np.asarray(model(x)), 1e-4)
