@@ -2,6 +2,7 @@
 
 from keras_bn.errors import KerasBNError
 from keras_bn.export import export
+from keras_bn.inspection.callback import BatchNormalizationMonitor
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.layers.ghost import GhostBatchNormalization
@@ -15,6 +16,7 @@ from keras_bn.surgery.retrofit import retrofit
 
 __all__ = [
     "BatchNormalization",
+    "BatchNormalizationMonitor",
     "BatchRenormalization",
     "ChannelAffine",
     "GhostBatchNormalization",

@@ -26,7 +26,7 @@ class ChannelAffine(keras.layers.Layer):
 
     >>> layer = ChannelAffine()
     >>> layer.build((None, 2))
-    >>> layer.set_weights([[2.0, 3.0], [0.0, 1.0]])
+    >>> layer.set_weights([np.array([2.0, 3.0]), np.array([0.0, 1.0])])
     >>> ops.convert_to_numpy(layer(np.ones((1, 2), "float32")))
     array([[2., 4.]], dtype=float32)
     """

@@ -1,0 +1,259 @@
+"""A callback that watches the statistics of the BN layers while a model trains."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.renorm import BatchRenormalization
+
+Array = NDArray[np.float64]
+
+
+def distance(mean: Array, variance: Array, other_mean: Array, other_variance: Array, epsilon: float) -> Array:
+    """How far two sets of statistics are apart, per channel.
+
+    The 2-Wasserstein distance of the two normal distributions, sqrt((mean - mean')² + (s - s')²) with
+    s = sqrt(variance + epsilon), in units of the smaller s.
+
+    >>> distance(np.array([1.0]), np.array([4.0]), np.array([4.0]), np.array([64.0]), epsilon=0.0)
+    array([3.35410197])
+    """
+    s, other_s = np.sqrt(variance + epsilon), np.sqrt(other_variance + epsilon)
+    return np.hypot(mean - other_mean, s - other_s) / np.minimum(s, other_s)
+
+
+@dataclass
+class _Watched:
+    """One layer, the moving statistics before the current batch, and what the batches of this epoch had."""
+
+    layer: Any
+    name: str
+    before: tuple[Array, Array, int] | None = None
+    means: list[Array] = field(default_factory=list)
+    variances: list[Array] = field(default_factory=list)
+
+    def moving(self) -> tuple[Array, Array, int]:
+        layer = self.layer
+        seen = getattr(layer, "batches_seen", None)
+        return (
+            np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), np.float64),
+            np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), np.float64),
+            0 if seen is None else int(keras.ops.convert_to_numpy(seen)),
+        )
+
+    def averages_deviation(self) -> bool:
+        return isinstance(self.layer, BatchRenormalization) or getattr(self.layer, "renorm", False)
+
+    def take(self, batches: int) -> None:
+        """Solve the update of the moving averages for what they were updated with."""
+        if self.before is None:
+            return
+        mean, variance, seen = self.before
+        new_mean, new_variance, _ = self.moving()
+        momentum = self.layer.momentum
+        kept = seen / (seen + batches) if momentum is None else momentum**batches
+
+        def added(old: Array, new: Array) -> Array:
+            return (new - kept * old) / (1 - kept)
+
+        self.means.append(added(mean, new_mean))
+        if self.averages_deviation():
+            epsilon = self.layer.epsilon
+            deviation = added(np.sqrt(variance + epsilon), np.sqrt(new_variance + epsilon))
+            self.variances.append(np.square(deviation) - epsilon)
+        else:
+            self.variances.append(added(variance, new_variance))
+
+    def summary(self) -> dict[str, Array]:
+        moving_mean, moving_variance, _ = self.moving()
+        batch_mean = np.mean(self.means, axis=0)
+        batch_variance = np.maximum(np.mean(self.variances, axis=0), 0)
+        gamma = getattr(self.layer, "gamma", None)
+        constant = batch_variance <= 1e-3 * self.layer.epsilon
+        if gamma is not None:
+            constant = constant | (np.abs(keras.ops.convert_to_numpy(gamma)) < 1e-6)
+        scatter = np.square(np.diff(self.means, axis=0)) / (2 * batch_variance + self.layer.epsilon)
+        return {
+            "batch_mean": batch_mean,
+            "batch_variance": batch_variance,
+            "moving_mean": moving_mean,
+            "moving_variance": moving_variance,
+            "distance": distance(
+                batch_mean, batch_variance, moving_mean, moving_variance, self.layer.epsilon
+            ),
+            "effective_count": 1 / np.maximum(np.mean(scatter), 1e-9) if scatter.size else np.array(np.inf),
+            "dead_channels": np.array(np.sum(constant)),
+        }
+
+
+class BatchNormalizationMonitor(keras.callbacks.Callback):
+    """Writes the BN layers' batch and moving statistics to TensorBoard, and warns when they look unhealthy.
+
+    The statistics of a batch are recovered from what it did to the moving averages, which costs no
+    computation in the model and works for Keras's layer and ours, variants included. It samples two batches
+    in a row, the first ones of an epoch and then two of every `every`.
+
+    At the end of an epoch each layer gets, under `<layer>/`: the histograms batch_mean, batch_variance,
+    moving_mean, moving_variance and distance (see `distance`); the scalars median_distance, dead_channels and
+    effective_count: how many independent values a batch's mean is worth, judged by how the means of
+    consecutive batches differ. Neighbouring pixels are not independent, so it is below the count of values.
+
+    It warns once for each layer and cause, by the layer's name:
+
+    - the median distance is above `far`: inference will not do what training did. Train longer, lower the
+      momentum, or recalibrate;
+    - the effective count is below `few`: use larger batches, `synchronized` or `BatchRenormalization`;
+    - channels are dead: their input is constant (variance below a thousandth of epsilon), or gamma is 0.
+
+    Args:
+        log_dir: folder for TensorBoard; None only warns.
+        every: batches from one pair to the next, at least 2.
+        far: distance above which to warn.
+        few: effective count below which to warn.
+
+    Raises:
+        KerasBNError: every is below 2; a log_dir is given and TensorBoard is not installed; or, when training
+            starts, the model has no BN layer that trains.
+
+    >>> model = keras.Sequential([keras.Input((1,)), keras_bn.BatchNormalization(name="bn", momentum=0.999)])
+    >>> model.compile("sgd", "mse")
+    >>> x = np.linspace(1e3, 2e3, 64)[:, None]
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     _ = model.fit(x, 0 * x, callbacks=[BatchNormalizationMonitor()], verbose=0)
+    >>> print(caught[-1].message)
+    Layer 'bn': the moving statistics are ... deviations from those of the batches ...
+    """
+
+    def __init__(
+        self, log_dir: str | None = None, every: int = 50, far: float = 0.5, few: float = 16.0
+    ) -> None:
+        super().__init__()
+        if every < 2:
+            raise KerasBNError(
+                f"every must be at least 2, since batches are sampled in pairs, but it is {every}."
+            )
+        self.every = every
+        self.far = far
+        self.few = few
+        self._writer = None if log_dir is None else _file_writer(log_dir)
+        self._watched: list[_Watched] = []
+        self._warned: set[tuple[str, str]] = set()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find the BN layers."""
+        kinds = (keras.layers.BatchNormalization, BatchNormalization)
+        layers = [layer for layer in self.model._flatten_layers() if isinstance(layer, kinds)]
+        self._watched = [
+            _Watched(layer, layer.name)
+            for layer in layers
+            if layer.trainable and not getattr(layer, "frozen_statistics", False)
+        ]
+        if not self._watched:
+            raise KerasBNError(
+                f"Model {self.model.name!r} has no batch normalization layer whose statistics train, so "
+                f"there is nothing to monitor; leave the callback out."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Forget the epoch before."""
+        for watched in self._watched:
+            watched.before, watched.means, watched.variances = None, [], []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Remember the moving statistics if this batch is sampled."""
+        if self._sampled(batch):
+            self._synchronize()
+            for watched in self._watched:
+                watched.before = watched.moving()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Recover the batch's statistics."""
+        if self._sampled(batch):
+            self._synchronize()
+            for watched in self._watched:
+                watched.take(getattr(self.model, "steps_per_execution", 1))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write and judge what the epoch had."""
+        for watched in self._watched:
+            if not watched.means:
+                continue
+            summary = watched.summary()
+            if self._writer is not None:
+                _write(self._writer, watched.name, summary, epoch)
+            self._judge(watched.name, summary)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Flush the log."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _sampled(self, batch: int) -> bool:
+        # With several steps per execution Keras calls back once for all of them.
+        return (batch // getattr(self.model, "steps_per_execution", 1)) % self.every < 2
+
+    def _synchronize(self) -> None:
+        # In JAX the state of training lives outside the variables until it is asked for.
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+
+    def _judge(self, name: str, summary: dict[str, Array]) -> None:
+        gap = float(np.median(summary["distance"]))
+        count = float(summary["effective_count"])
+        dead, channels = int(summary["dead_channels"]), summary["batch_mean"].size
+        if gap > self.far:
+            self._warn(
+                name,
+                "far",
+                f"the moving statistics are {gap:.1f} deviations from those of the batches (median over "
+                f"channels): inference will differ from training; train longer, lower the momentum or "
+                f"recalibrate.",
+            )
+        if count < self.few:
+            self._warn(
+                name,
+                "few",
+                f"a batch is worth some {count:.1f} independent values per channel, too few to trust its "
+                f"statistics; use larger batches, synchronized=True or BatchRenormalization.",
+            )
+        if dead:
+            self._warn(
+                name,
+                "dead",
+                f"{dead} of {channels} channels are dead: their input is constant or gamma is 0.",
+            )
+
+    def _warn(self, name: str, cause: str, message: str) -> None:
+        if (name, cause) not in self._warned:
+            self._warned.add((name, cause))
+            warnings.warn(f"Layer {name!r}: {message}", stacklevel=2)
+
+
+def _file_writer(log_dir: str) -> Any:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as error:
+        raise KerasBNError(
+            "Writing to a log_dir needs TensorBoard: pip install tensorboard, or leave log_dir out."
+        ) from error
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(str(log_dir))
+
+
+def _write(writer: Any, name: str, summary: dict[str, Array], epoch: int) -> None:
+    import tensorflow as tf
+
+    with writer.as_default(step=epoch):
+        for tag, values in summary.items():
+            if values.ndim:
+                tf.summary.histogram(f"{name}/{tag}", values)
+            else:
+                tf.summary.scalar(f"{name}/{tag}", values)
+        tf.summary.scalar(f"{name}/median_distance", np.median(summary["distance"]))
