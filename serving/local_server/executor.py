@@ -7,7 +7,6 @@ it is not part of TensorFlow's public API, which is why it is used in this file 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -20,34 +19,19 @@ from tensorflow.python.client import pywrap_tf_session as c_api
 from serving.local_server.status import StatusError, from_exception, invalid_argument, not_found
 
 SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
-_log = logging.getLogger(__name__)
 
 
-class Executor:
-    """The session of one version of a model. Thread-safe; close it when the last run has returned.
+class GraphSession:
+    """A TensorFlow session that is fed and fetched by tensor name. Thread-safe; close it after the last
+    run."""
 
-    Args:
-        path: the version's folder.
-        tags: the tag set of the graph to load; it must be the graph's whole set.
-        session_config: thread counts and the like.
-
-    Raises:
-        StatusError: the folder holds no SavedModel that can be loaded.
-    """
-
-    def __init__(self, path: str, tags: Sequence[str], session_config: tf.compat.v1.ConfigProto) -> None:
-        _check_folder(path)
-        self.path = path
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=session_config)
-        try:
-            with self._session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(self._session, list(tags), path)
-            self._session._extend_graph()
-        except Exception as error:
-            self._session.close()
-            raise _load_error(error, path, tags) from error
-        self.signatures: dict[str, SignatureDef] = dict(meta_graph.signature_def)
+    def __init__(self, config: tf.compat.v1.ConfigProto) -> None:
+        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         self._outputs: dict[str, object] = {}
+
+    def extend(self) -> None:
+        """Make the runtime see what was added to the graph since the last call."""
+        self.session._extend_graph()
 
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
@@ -71,21 +55,51 @@ class Executor:
             serialized = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms).SerializeToString()
             options = c_api.TF_NewBufferFromString(serialized)
         try:
-            return c_api.TF_SessionRun_wrapper(self._session._session, options, inputs, outputs, [], None)
+            results = c_api.TF_SessionRun_wrapper(self.session._session, options, inputs, outputs, [], None)
         except tf.errors.OpError as error:
             raise from_exception(error) from None
         finally:
             if options is not None:
                 c_api.TF_DeleteBuffer(options)
+        # A scalar string comes back as bytes, which NumPy would make a fixed-width string.
+        return [
+            np.array(result, object) if isinstance(result, bytes) else np.asarray(result)
+            for result in results
+        ]
 
     def close(self) -> None:
         """Give the session's memory back."""
-        self._session.close()
+        self.session.close()
 
     def _output(self, name: str) -> object:
         if name not in self._outputs:
-            self._outputs[name] = _find(self._session.graph, name)._as_tf_output()
+            self._outputs[name] = _find(self.session.graph, name)._as_tf_output()
         return self._outputs[name]
+
+
+class Executor(GraphSession):
+    """The session of one version of a model.
+
+    Args:
+        path: the version's folder.
+        tags: the tag set of the graph to load; it must be the graph's whole set.
+        config: thread counts and the like.
+
+    Raises:
+        StatusError: the folder holds no SavedModel that can be loaded.
+    """
+
+    def __init__(self, path: str, tags: Sequence[str], config: tf.compat.v1.ConfigProto) -> None:
+        _check_folder(path)
+        super().__init__(config)
+        try:
+            with self.session.graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.load(self.session, list(tags), path)
+            self.extend()
+        except Exception as error:
+            self.close()
+            raise _load_error(error, path, tags) from error
+        self.signatures: dict[str, SignatureDef] = dict(meta_graph.signature_def)
 
 
 def _find(graph: tf.Graph, name: str) -> tf.Tensor:

@@ -25,7 +25,7 @@ from serving.local_server import inference, tensors
 from serving.local_server.catalog import Catalog
 from serving.local_server.manager import Manager
 from serving.local_server.servable import Servable
-from serving.local_server.status import CODES, StatusError, from_exception, invalid_argument
+from serving.local_server.status import CODES, from_exception, invalid_argument
 
 _MAX_DETAILS = 1024
 _log = logging.getLogger(__name__)
@@ -90,13 +90,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Message:  # noqa: D102
         name, signature_name = _name(request), request.model_spec.signature_name
         with self._manager.use(name, *version_and_label(request.model_spec)) as (number, model):
-            key = signature_name or inference.DEFAULT_SIGNATURE
-            if key not in model.signatures:
-                raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{key}" not found.')
-            signature = model.signatures[key]
-            inputs = inference.predict_inputs(signature, request.inputs)
-            aliases = inference.predict_outputs(signature, request.output_filter)
-            outputs = inference.predict(model, signature, inputs, aliases, _timeout_ms(context))
+            outputs = inference.predict_request(model, request, _timeout_ms(context))
         response = predict_pb2.PredictResponse()
         for alias, (array, dtype) in outputs.items():
             tensors.to_proto(array, dtype, response.outputs[alias], self._packed)
@@ -132,7 +126,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         first = request.tasks[0].model_spec
         response = inference_pb2.MultiInferenceResponse()
         with self._manager.use(first.name, *version_and_label(first)) as (number, model):
-            tasks = _tasks(model, request.tasks)
+            tasks = inference.multi_tasks(model, request.tasks)
             examples = inference.examples_of(request.input)
             results = inference.run_tasks(model, tasks, examples, _timeout_ms(context))
         for asked, result in zip(request.tasks, results, strict=True):
@@ -165,28 +159,6 @@ def signature_map(model: inference.Model) -> get_model_metadata_pb2.SignatureDef
     for key, signature in model.signatures.items():
         signatures.signature_def[key].CopyFrom(signature)
     return signatures
-
-
-def _tasks(model: inference.Model, asked: Any) -> list[inference.Task]:
-    tasks: list[inference.Task] = []
-    seen: set[str] = set()
-    for task in asked:
-        if not task.model_spec.name:
-            raise invalid_argument("Found ModelSpec with an empty model name.")
-        if task.model_spec.name != asked[0].model_spec.name:
-            raise invalid_argument(
-                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
-            )
-        key = task.model_spec.signature_name or inference.DEFAULT_SIGNATURE
-        if key in seen:
-            raise invalid_argument(f"Duplicate evaluation of signature: {key}")
-        seen.add(key)
-        if key not in model.signatures:
-            raise invalid_argument(f"Requested signature not found in model graph: {key}")
-        if task.method_name not in (inference.CLASSIFY, inference.REGRESS):
-            raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
-        tasks.append(inference.Task(task.method_name, model.signatures[key]))
-    return tasks
 
 
 def _fill_result(result: Any, proto: Any) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -106,10 +108,13 @@ class _Protocol(HttpToolsProtocol):
         self.scope["target"] = target  # type: ignore[typeddict-unknown-key]
 
     def send_400_response(self, msg: str) -> None:
-        bad = page(400, HTTPStatus.BAD_REQUEST.phrase)
+        # uvicorn calls this while it handles the parser's error.
+        unknown = isinstance(sys.exc_info()[1], httptools.HttpParserInvalidMethodError)
+        status = HTTPStatus.NOT_IMPLEMENTED if unknown else HTTPStatus.BAD_REQUEST
+        bad = page(status, status.phrase)
         self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(bad.body), bad.body)
+            b"HTTP/1.1 %d %s\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+            % (status, status.phrase.encode(), len(bad.body), bad.body)
         )
         self.transport.close()
 

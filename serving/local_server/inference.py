@@ -12,19 +12,21 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import input_pb2
+from tensorflow_serving.apis import inference_pb2, input_pb2, predict_pb2
 
-from serving.local_server import tensors
+from serving.local_server import metrics, tensors
 from serving.local_server.status import StatusError, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
+_API = {PREDICT: "Predict", CLASSIFY: "Classify", REGRESS: "Regress"}
 SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
 
 
 class Model(Protocol):
     """A model that can be run, and how it wants its signatures checked."""
 
+    name: str
     signatures: dict[str, SignatureDef]
     check_methods: bool
 
@@ -66,11 +68,29 @@ def predict(
     chosen = list(aliases) or sorted(signature.outputs)
     # The dtypes are the C runtime's to check; it counts the arguments in the order of the aliases.
     feeds = {signature.inputs[alias].name: inputs[alias] for alias in sorted(inputs)}
-    arrays = model.run(feeds, [signature.outputs[alias].name for alias in chosen], timeout_ms)
+    with metrics.timed(metrics.RUNTIME_LATENCY, model.name, "Predict", "TF1"):
+        arrays = model.run(feeds, [signature.outputs[alias].name for alias in chosen], timeout_ms)
     return {
         alias: Output(array, signature.outputs[alias].dtype)
         for alias, array in zip(chosen, arrays, strict=True)
     }
+
+
+def predict_request(
+    model: Model, request: predict_pb2.PredictRequest, timeout_ms: int = 0
+) -> dict[str, Output]:
+    """The outputs a PredictRequest asks for.
+
+    Raises:
+        StatusError: FAILED_PRECONDITION for an unknown signature, INVALID_ARGUMENT for wrong inputs or
+            outputs.
+    """
+    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    if key not in model.signatures:
+        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{key}" not found.')
+    signature = model.signatures[key]
+    inputs = predict_inputs(signature, request.inputs)
+    return predict(model, signature, inputs, predict_outputs(signature, request.output_filter), timeout_ms)
 
 
 def predict_inputs(
@@ -229,15 +249,51 @@ class Classes(NamedTuple):
         ]
 
 
+def multi_tasks(model: Model, asked: Sequence[inference_pb2.InferenceTask]) -> list[Task]:
+    """The tasks of a MultiInferenceRequest.
+
+    Raises:
+        StatusError: the tasks are not of one model, name a signature twice or one that is not there, or
+            another method.
+    """
+    tasks: list[Task] = []
+    seen: set[str] = set()
+    for task in asked:
+        if not task.model_spec.name:
+            raise invalid_argument("Found ModelSpec with an empty model name.")
+        if task.model_spec.name != asked[0].model_spec.name:
+            raise invalid_argument(
+                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+            )
+        key = task.model_spec.signature_name or DEFAULT_SIGNATURE
+        if key in seen:
+            raise invalid_argument(f"Duplicate evaluation of signature: {key}")
+        seen.add(key)
+        if key not in model.signatures:
+            raise invalid_argument(f"Requested signature not found in model graph: {key}")
+        if task.method_name not in (CLASSIFY, REGRESS):
+            raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
+        tasks.append(Task(task.method_name, model.signatures[key]))
+    return tasks
+
+
 def run_tasks(
     model: Model, tasks: Sequence[Task], examples: np.ndarray, timeout_ms: int = 0
 ) -> list[Classes | np.ndarray]:
     """The result of each task on the same serialized examples, computed in one run."""
+    api = _API[tasks[0].method] if len(tasks) == 1 else ""
     for task in tasks:
         task.check(model.check_methods)
     names = sorted({name for task in tasks for name in task.fetches().values()})
     feeds = {task.signature.inputs["inputs"].name: examples for task in tasks}
-    fetched = dict(zip(names, model.run(feeds, names, timeout_ms), strict=True))
+    if api:
+        with metrics.timed(metrics.RUNTIME_LATENCY, model.name, api, "TF1"):
+            arrays = model.run(feeds, names, timeout_ms)
+    else:
+        metrics.EXAMPLE_COUNTS.observe(len(examples), model.name)
+        metrics.EXAMPLES.add(model.name, by=len(examples))
+        arrays = model.run(feeds, names, timeout_ms)
+    fetched = dict(zip(names, arrays, strict=True))
     return [
         task.result({alias: fetched[name] for alias, name in task.fetches().items()}, len(examples))
         for task in tasks

@@ -108,7 +108,7 @@ def _find_array(part: bytes) -> tuple[bytes, Numbers, bytes] | None:
     try:
         flat: Any = simdjson.Parser().parse(text)
         if re.search(rb"[.eE]", text):
-            array = np.frombuffer(flat.as_buffer(of_type="d"), np.float64).reshape(shape)
+            array: np.ndarray = np.frombuffer(flat.as_buffer(of_type="d"), np.float64).reshape(shape)
         else:
             array = np.frombuffer(flat.as_buffer(of_type="i"), np.int64).reshape(shape)
     except (ValueError, TypeError, RuntimeError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -137,5 +139,9 @@ def _scalar_text(value: Any) -> str | None:
         return json.dumps(value)
     if isinstance(value, int) and -(2**63) <= value < 2**64:
         return str(value)
-    text = repr(float(value))
-    return None if text in ("nan", "inf", "-inf") else text
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    if 1e16 <= abs(number) < 1e21:  # where Python would begin to write an exponent
+        return format(Decimal(repr(number)), "f") + ".0"
+    return repr(number).replace("e-0", "e-").replace("e+", "e")

@@ -119,7 +119,7 @@ def _by_column(outputs: dict[str, inference.Output]) -> str:
 def _by_row(outputs: dict[str, inference.Output], signature: inference.SignatureDef) -> str:
     count = None
     for alias, (array, _) in outputs.items():
-        name = signature.outputs[alias].name
+        name = signature.outputs[alias].name.removesuffix(":0")
         if array.ndim == 0:
             raise invalid_argument(f"Tensor name: {name} has no shape information ")
         count = len(array) if count is None else count

@@ -34,7 +34,6 @@ _RANGES = {
     types_pb2.DT_UINT64: (0, 2**64 - 1),
 }
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
-_MAX_RANK = 254
 
 
 def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -51,8 +50,7 @@ def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     for alias in sorted(inputs):
         if alias not in value:
             raise invalid_argument(f"Missing named input: {alias} in 'inputs' object.")
-        arrays[alias] = to_array(value[alias], inputs[alias].dtype)
-        _check_rank(arrays[alias].ndim, alias)
+        arrays[alias] = to_array(value[alias], inputs[alias].dtype, alias)
     return arrays
 
 
@@ -76,14 +74,13 @@ def rows(instances: list[Any], inputs: Inputs) -> dict[str, np.ndarray]:
     for alias, info in inputs.items():
         column = [element[alias] for element in instances] if named else instances
         try:
-            arrays[alias] = to_array(column, info.dtype)
+            arrays[alias] = to_array(column, info.dtype, alias)
         except StatusError as error:
             raise _row_error(column, info.dtype, f" key: {alias}" if named else "") or error from None
-        _check_rank(arrays[alias].ndim, alias)
     return arrays
 
 
-def to_array(value: Any, dtype: int) -> np.ndarray:
+def to_array(value: Any, dtype: int, alias: str = "") -> np.ndarray:
     """The tensor of type `dtype` that a JSON value stands for; its shape is that of the nesting.
 
     Raises:
@@ -103,6 +100,8 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
     if flat is None:
         _explain(value, dtype, shape)
         raise invalid_argument("Encountered a list at an unexpected place")
+    if len(shape) > tensors.MAX_RANK:
+        raise invalid_argument(f"tensor parsing error: {alias}")
     return _cast(flat, dtype).reshape(shape)
 
 
@@ -217,11 +216,6 @@ def decode_base64(text: str) -> bytes:
 
 
 # The words of errors
-
-
-def _check_rank(rank: int, alias: str) -> None:
-    if rank > _MAX_RANK:
-        raise invalid_argument(f"tensor parsing error: {alias}")
 
 
 def _explain(value: Any, dtype: int, shape: list[int]) -> None:

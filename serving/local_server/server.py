@@ -13,9 +13,11 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.local_server import batching
 from serving.local_server import config as configuration
 from serving.local_server import flags as command_line
 from serving.local_server.catalog import Catalog
+from serving.local_server.config_messages import BatchingParameters
 from serving.local_server.flags import Flags
 from serving.local_server.grpc_services import ModelService, PredictionService
 from serving.local_server.http_server import HttpServer
@@ -88,7 +90,7 @@ class ModelServer:
         flags = self._flags
         config = _check(flags)
         self._manager = Manager(
-            Loader(flags, _session_config(flags)),
+            Loader(flags, _session_config(flags), _batching(flags)),
             flags.max_num_load_retries,
             flags.load_retry_interval_micros / 1e6,
             flags.allow_version_labels_for_unavailable_models,
@@ -196,6 +198,14 @@ def _check(flags: Flags) -> model_server_config_pb2.ModelServerConfig:
     if flags.model_config_file:
         return configuration.read(flags.model_config_file, model_server_config_pb2.ModelServerConfig())
     return configuration.single_model(flags.model_name, flags.model_base_path)
+
+
+def _batching(flags: Flags) -> batching.Parameters | None:
+    if not flags.enable_batching:
+        return None
+    if not flags.batching_parameters_file:
+        return batching.Parameters()
+    return batching.Parameters.of(configuration.read(flags.batching_parameters_file, BatchingParameters()))
 
 
 def _session_config(flags: Flags) -> tf.compat.v1.ConfigProto:

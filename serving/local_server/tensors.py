@@ -31,7 +31,7 @@ _FIELDS: dict[int, tuple[str, np.dtype]] = {
 # Fields whose numbers stand for the bits of another type.
 _BITS = {types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
 _COMPLEX = {types_pb2.DT_COMPLEX64, types_pb2.DT_COMPLEX128}
-_MAX_RANK = 254
+MAX_RANK = 64  # NumPy's; TensorFlow itself goes to 254
 _MAX_ELEMENTS = 2**63
 
 
@@ -76,7 +76,7 @@ def _shape(proto: tensor_pb2.TensorProto) -> list[int]:
     if proto.tensor_shape.unknown_rank:
         return []
     shape = [dim.size for dim in proto.tensor_shape.dim]
-    if len(shape) > _MAX_RANK or any(size < 0 for size in shape) or math.prod(shape) >= _MAX_ELEMENTS:
+    if len(shape) > MAX_RANK or any(size < 0 for size in shape) or math.prod(shape) >= _MAX_ELEMENTS:
         raise Malformed(f"shape {shape[:8]}")
     return shape
 

@@ -1,0 +1,81 @@
+"""The golden vectors against the local server: each agrees, or is listed with the reason why not.
+
+`pytest -m tfserving` plays the same vectors to a tensorflow_model_server found on PATH.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.golden import replay
+from tests.serving.golden.process import REAL_BINARY
+
+_HERE = Path(__file__).parent
+_VECTORS = replay.load()
+_SETUPS = {vector["name"]: vector for vector in _VECTORS if vector["kind"] == "setup"}
+_DISAGREEMENTS: dict[str, str] = json.loads((_HERE / "disagreements.json").read_text())
+# The vectors that need a server of their own mostly wait; more at a time would only delay each other's
+# deadlines.
+_AT_A_TIME = 6
+
+_real = pytest.param(
+    True,
+    id="tensorflow_model_server",
+    marks=[
+        pytest.mark.tfserving,
+        pytest.mark.skipif(not REAL_BINARY, reason="no tensorflow_model_server on PATH"),
+    ],
+)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(False, id="local"), _real])
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    """The differences of every vector, by id."""
+    real, folder = request.param, tmp_path_factory.mktemp("golden")
+    models = folder / "models"
+    subprocess.run([sys.executable, _HERE / "make_models.py", models], check=True, capture_output=True)
+
+    def one(vector: dict[str, Any]) -> dict[str, list[str]]:
+        place = folder / vector.get("name", vector.get("id", ""))
+        if vector["kind"] == "setup":
+            asked = [other for other in _VECTORS if other.get("setup") == vector["name"]]
+            return replay.setup(vector, asked, models, place, real)
+        play = replay.sequence if vector["kind"] == "sequence" else replay.startup
+        return {vector["id"]: play(vector, models, place, real)}
+
+    alone = [vector for vector in _VECTORS if vector["kind"] in ("setup", "sequence", "startup")]
+    result: dict[str, list[str]] = {}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for differences in pool.map(one, alone):
+            result |= differences
+    return result
+
+
+@pytest.mark.parametrize("name", [vector["id"] for vector in _VECTORS if vector["kind"] != "setup"])
+def test_vector(name: str, outcomes: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+    differences = outcomes[name]
+    real = request.node.callspec.params["outcomes"]
+    if name in _DISAGREEMENTS and not real:
+        assert differences, f"{name} agrees now: take it out of disagreements.json"
+    else:
+        assert not differences, "\n".join(differences)
+
+
+def test_most_vectors_agree() -> None:
+    """The share of vectors that agree is what the README states."""
+    for kinds, share in ((("rest", "grpc"), 0.92), (("sequence", "startup"), 0.75)):
+        names = {vector["id"] for vector in _VECTORS if vector["kind"] in kinds}
+        assert len(names - set(_DISAGREEMENTS)) >= share * len(names)
+
+
+def test_list_names_vectors_only() -> None:
+    assert set(_DISAGREEMENTS) <= {vector["id"] for vector in _VECTORS if vector["kind"] != "setup"}
