@@ -417,3 +417,63 @@ def test_the_report_prints_and_renders_to_json(images):
     assert columns.split() == ["layer", "kind", "action", "reason", "difference"]
     assert first.split()[:3] == ["conv1", "Conv2D", "retrofitted"]
     assert '"verb": "retrofit"' in report.to_json()
+
+
+def photographs(size, count):
+    """Crops of scikit-learn's two sample photographs, prepared as VGG was trained: BGR, mean subtracted."""
+    load = pytest.importorskip("sklearn.datasets").load_sample_images
+    china, flower = load().images
+    rng = np.random.default_rng(0)
+    crops = []
+    for index in range(count):
+        image = (china, flower)[index % 2]
+        top, left = (rng.integers(0, length - size) for length in image.shape[:2])
+        crops.append(image[top : top + size, left : left + size])
+    return keras.applications.vgg16.preprocess_input(np.array(crops, "float32"))
+
+
+@pytest.mark.slow
+def test_full_size_vgg16():
+    model = keras.applications.VGG16(weights=None)
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if layer.weights:  # biases as well, and a scale that reaches the output
+            layer.bias.assign(rng.normal(0, 0.5, layer.bias.shape))
+    data = photographs(224, 6)
+    result = retrofit(model, data, batch_size=2)
+    assert len(inserted(result.model)) == 15
+    assert [row.difference for row in result.report.rows] == [0.0] * 15 + [None]
+    # What the layer in front of each gives is what it returns, in the graph that predict runs.
+    taps = [output for layer in inserted(result.model) for output in (layer.input, layer.output)]
+    values = keras.Model(result.model.inputs, taps).predict(data[:1], verbose=0)
+    for before, after in zip(values[::2], values[1::2], strict=True):
+        assert np.ptp(before) > 0
+        np.testing.assert_array_equal(after, before)
+    old, new = (each.predict(data, batch_size=2, verbose=0) for each in (model, result.model))
+    assert np.ptp(old) > 0
+    assert np.array_equal(old.argmax(-1), new.argmax(-1))
+    np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * old.max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["VGG19", "ConvNeXtTiny"])
+def test_families_of_keras_applications_without_normalization_by_batch(family):
+    options = {"weights": None, "input_shape": (32, 32, 3), "classes": 5, "classifier_activation": None}
+    model = getattr(keras.applications, family)(**options)
+    data = photographs(32, 8)
+    result = retrofit(model, data)
+    assert {row.difference for row in rows(result).values()} == {0.0}
+    old, new = (each.predict(data, verbose=0) for each in (model, result.model))
+    np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())
+
+
+def test_the_vgg_backbone_of_keras_hub():
+    hub = pytest.importorskip("keras_hub")
+    model = hub.models.VGGBackbone(
+        stackwise_num_repeats=[1, 2], stackwise_num_filters=[4, 8], image_shape=(32, 32, 3)
+    )
+    data = photographs(32, 8)
+    result = retrofit(model, data)
+    assert len(inserted(result.model)) == 3
+    assert any("VGGBackbone" in note for note in result.report.notes)
+    np.testing.assert_array_equal(result.model.predict(data, verbose=0), model.predict(data, verbose=0))
