@@ -149,7 +149,8 @@ def device_moments(values: Any, axis: int = -1, mask: Any = None) -> tuple[tf.Te
         mean = tf.reduce_mean(values, 0)
         squares = tf.reduce_sum(tf.math.squared_difference(values, mean), 0)
     else:
-        rows = tf.reshape(tf.cast(values, tf.float32), [-1, tf.shape(values)[-2], channels])
+        values = values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
+        rows = tf.reshape(values, [-1, tf.shape(values)[-2], channels])
         row_means = tf.reduce_mean(rows, 1)
         within = tf.reduce_sum(tf.math.squared_difference(rows, row_means[:, tf.newaxis]), 1)
         row_means = tf.cast(row_means, tf.float64)

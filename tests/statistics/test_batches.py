@@ -1,0 +1,112 @@
+"""Batches: the inputs of whatever Model.predict takes, and one clear error for what it does not."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bn.errors import KerasBNError
+from keras_bn.statistics.batches import batches
+
+X = np.arange(14, dtype="float32").reshape(7, 2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)])
+
+
+@pytest.fixture(scope="module")
+def two_inputs():
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    return keras.Model({"a": a, "b": b}, keras.layers.Concatenate()([a, b]))
+
+
+class Pairs(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return X[3 * index : 3 * index + 3], np.zeros(3)
+
+
+class Endless(Pairs):
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        return X
+
+
+SOURCES = {
+    "array": (lambda: X, 3, 3, True),
+    "tensor": (lambda: tf.constant(X), 3, 3, True),
+    "dataset": (lambda: tf.data.Dataset.from_tensor_slices(X).batch(3), None, 3, True),
+    "dataset of pairs": (lambda: tf.data.Dataset.from_tensor_slices((X, X)).batch(3), None, 3, True),
+    "pydataset": (Pairs, None, 3, True),
+    "list of batches in a generator": (lambda: (X[i : i + 3] for i in (0, 3, 6)), None, None, False),
+    "generator of pairs": (lambda: ((X[i : i + 3], 0) for i in (0, 3, 6)), None, None, False),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_gives_the_same(model, name):
+    make, batch_size, total, reiterable = SOURCES[name]
+    found = batches(model, make(), batch_size)
+    assert (found.total, found.reiterable) == (total, reiterable)
+    for _ in range(2 if reiterable else 1):
+        taken = [np.asarray(batch) for batch in found]
+        assert [len(batch) for batch in taken] == [3, 3, 1]
+        np.testing.assert_array_equal(np.concatenate(taken), X)
+
+
+def test_steps(model):
+    assert [len(batch) for batch in batches(model, X, 3, steps=2)] == [3, 3]
+    assert batches(model, X, 3, steps=2).total == 2
+    repeated = tf.data.Dataset.from_tensors(X).repeat()
+    assert len(list(batches(model, repeated, steps=4))) == 4
+    assert len(list(batches(model, Endless(), steps=4))) == 4
+
+
+def test_several_inputs(two_inputs):
+    inputs = {"a": X, "b": np.ones((7, 3))}
+    shapes = [{name: v.shape for name, v in batch.items()} for batch in batches(two_inputs, inputs, 4)]
+    assert shapes == [{"a": (4, 2), "b": (4, 3)}, {"a": (3, 2), "b": (3, 3)}]
+    assert len(list(batches(two_inputs, [X, np.ones((7, 3))], 4))) == 2
+
+
+def test_a_trailing_axis_of_one_may_be_left_out():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    assert [batch.shape for batch in batches(model, np.ones(5), 3)] == [(3,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (3, {}, "data is a int; pass what Model.predict takes"),
+        (X[:0], {}, "yields no batch"),
+        (iter([]), {}, "yields no batch"),
+        (np.ones((4, 3)), {}, r"Batch 0 .* shape \(4, 3\) for 'x', which takes \(None, 2\)"),
+        (tf.data.Dataset.from_tensor_slices(X), {}, "mind the batch dimension"),
+        ([X, X], {}, "has 2 array"),
+        ({"y": X}, {}, r"has no \['x'\]"),
+        (np.array([[1, np.nan]]), {}, "Batch 0 .* NaN or infinity in 'x'"),
+        (iter([X, X * np.inf]), {}, "Batch 1 .* NaN or infinity in 'x'"),
+        (X, {"steps": 2}, "ended after 1 of steps=2"),
+        (iter([X]), {"steps": 2}, "ended after 1 of steps=2"),
+        (X, {"steps": 0}, "steps=0"),
+        (X, {"batch_size": 0}, "batch_size=0"),
+        (iter([X]), {"batch_size": 2}, "batch_size=2 was given with a list_iterator"),
+        (tf.data.Dataset.from_tensors(X).repeat(), {}, "repeats without end"),
+        (Endless(), {}, "repeats without end"),
+    ],
+)
+def test_bad_data(model, data, options, message):
+    with pytest.raises(KerasBNError, match=message):
+        list(batches(model, data, **options))
+
+
+def test_arrays_of_different_lengths(two_inputs):
+    with pytest.raises(KerasBNError, match=r"\[6, 7\] examples"):
+        batches(two_inputs, {"a": X, "b": np.ones((6, 3))})
