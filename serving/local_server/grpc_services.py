@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from tensorflow_serving.apis import (
 from serving.local_server import inference, tensors
 from serving.local_server.catalog import Catalog
 from serving.local_server.manager import Manager
+from serving.local_server.observe import Observer
 from serving.local_server.servable import Servable
 from serving.local_server.status import CODES, from_exception, invalid_argument
 
@@ -32,13 +34,15 @@ _log = logging.getLogger(__name__)
 
 
 def answering(method: Callable[[Any, Any, grpc.ServicerContext], Message]) -> Callable:
-    """A service method that may raise: what it raises becomes the call's code and details."""
+    """A service method that may raise (which becomes the call's code and details) and that is observed."""
 
     def call(self: Any, request: Any, context: grpc.ServicerContext) -> Message:
+        started, code = time.perf_counter(), "OK"
         try:
             return method(self, request, context)
         except Exception as failure:
             error = from_exception(failure)
+            code = error.code
             if error is not failure:
                 _log.exception("%s failed", method.__name__)
             details = error.message
@@ -46,6 +50,9 @@ def answering(method: Callable[[Any, Any, grpc.ServicerContext], Message]) -> Ca
                 details = details.encode()[:_MAX_DETAILS].decode("utf-8", "ignore") + "...TRUNCATED"
             context.abort(getattr(grpc.StatusCode, error.code), details)
             raise AssertionError("abort always raises") from None
+        finally:
+            name = request.model_spec.name if hasattr(request, "model_spec") else ""
+            self.observe("GRPC", method.__name__, name, code, started)
 
     return call
 
@@ -82,8 +89,9 @@ def fill_spec(spec: model_pb2.ModelSpec, name: str, number: int, signature: str 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """tensorflow.serving.PredictionService."""
 
-    def __init__(self, manager: Manager[Servable], packed: bool) -> None:
+    def __init__(self, manager: Manager[Servable], observe: Observer, packed: bool) -> None:
         self._manager = manager
+        self.observe = observe
         self._packed = packed
 
     @answering
@@ -115,7 +123,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             task = inference.Task(method, inference.signature_of(model, spec.signature_name))
             task.check(model.check_methods)
             examples = inference.examples_of(request.input)
-            (result,) = inference.run_tasks(model, [task], examples, _timeout_ms(context))
+            result = inference.run_task(model, task, examples, _timeout_ms(context))
         _fill_result(result, response.result)
         fill_spec(response.model_spec, name, number, spec.signature_name)
 
@@ -190,8 +198,9 @@ def status_response(
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """tensorflow.serving.ModelService."""
 
-    def __init__(self, manager: Manager[Servable], catalog: Catalog) -> None:
+    def __init__(self, manager: Manager[Servable], observe: Observer, catalog: Catalog) -> None:
         self._manager = manager
+        self.observe = observe
         self._catalog = catalog
 
     @answering

@@ -19,7 +19,7 @@ from serving.local_server.status import StatusError, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
-_API = {PREDICT: "Predict", CLASSIFY: "Classify", REGRESS: "Regress"}
+_API = {CLASSIFY: "Classify", REGRESS: "Regress"}
 SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
 
 
@@ -277,23 +277,26 @@ def multi_tasks(model: Model, asked: Sequence[inference_pb2.InferenceTask]) -> l
     return tasks
 
 
+def run_task(model: Model, task: Task, examples: np.ndarray, timeout_ms: int = 0) -> Classes | np.ndarray:
+    """The result of Classify or Regress on serialized examples."""
+    task.check(model.check_methods)
+    feeds, fetches = {task.signature.inputs["inputs"].name: examples}, task.fetches()
+    with metrics.timed(metrics.RUNTIME_LATENCY, model.name, _API[task.method], "TF1"):
+        arrays = model.run(feeds, list(fetches.values()), timeout_ms)
+    return task.result(dict(zip(fetches, arrays, strict=True)), len(examples))
+
+
 def run_tasks(
     model: Model, tasks: Sequence[Task], examples: np.ndarray, timeout_ms: int = 0
 ) -> list[Classes | np.ndarray]:
-    """The result of each task on the same serialized examples, computed in one run."""
-    api = _API[tasks[0].method] if len(tasks) == 1 else ""
+    """The result of each task of MultiInference on the same serialized examples, computed in one run."""
     for task in tasks:
         task.check(model.check_methods)
+    metrics.EXAMPLE_COUNTS.observe(len(examples), model.name)
+    metrics.EXAMPLES.add(model.name, by=len(examples))
     names = sorted({name for task in tasks for name in task.fetches().values()})
     feeds = {task.signature.inputs["inputs"].name: examples for task in tasks}
-    if api:
-        with metrics.timed(metrics.RUNTIME_LATENCY, model.name, api, "TF1"):
-            arrays = model.run(feeds, names, timeout_ms)
-    else:
-        metrics.EXAMPLE_COUNTS.observe(len(examples), model.name)
-        metrics.EXAMPLES.add(model.name, by=len(examples))
-        arrays = model.run(feeds, names, timeout_ms)
-    fetched = dict(zip(names, arrays, strict=True))
+    fetched = dict(zip(names, model.run(feeds, names, timeout_ms), strict=True))
     return [
         task.result({alias: fetched[name] for alias, name in task.fetches().items()}, len(examples))
         for task in tasks

@@ -55,6 +55,7 @@ class _Model(Generic[S]):
         self.wanted: dict[int, str] = {}
         self.versions: dict[int, Version[S]] = {}
         self.labels: dict[str, int] = {}
+        self.configured = False
 
     def in_state(self, *states: int) -> list[Version[S]]:
         return [version for _, version in sorted(self.versions.items()) if version.state in states]
@@ -158,8 +159,13 @@ class Manager(Generic[S]):
         """The names of the models that are configured or still loaded."""
         with self._changed:
             return sorted(
-                name for name, model in self._models.items() if model.wanted or model.in_state(AVAILABLE)
+                name for name, model in self._models.items() if model.configured or model.in_state(AVAILABLE)
             )
+
+    def labels(self, name: str) -> dict[str, int]:
+        """The labels of a model, each with the version it points to."""
+        with self._changed:
+            return dict(self._models[name].labels)
 
     # What the configuration needs.
 
@@ -168,7 +174,9 @@ class Manager(Generic[S]):
         go."""
         with self._changed:
             for name in {*self._models, *models}:
-                self._models.setdefault(name, _Model()).want(models.get(name, {}))
+                model = self._models.setdefault(name, _Model())
+                model.configured = name in models
+                model.want(models.get(name, {}))
             self._changed.notify_all()
 
     def label(self, labels: Mapping[str, Mapping[str, int]]) -> None:

@@ -1,8 +1,10 @@
-"""The REST API: which handler a request target means, and what each handler answers."""
+"""The REST API: what a request target means, and what the answer to it is."""
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,12 +13,13 @@ from urllib.parse import unquote_to_bytes
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serving.local_server import grpc_services, inference, rest_predict
+from serving.local_server import admin, grpc_services, inference, metrics, rest_predict
 from serving.local_server.json_conformant import ParseError
 from serving.local_server.json_writer import encode, error_body
 from serving.local_server.manager import Manager
+from serving.local_server.observe import Observer
 from serving.local_server.servable import Servable
-from serving.local_server.status import HTTP_STATUS, from_exception, invalid_argument
+from serving.local_server.status import HTTP_STATUS, StatusError, from_exception, invalid_argument
 
 _VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _INFERENCE = re.compile(
@@ -31,6 +34,7 @@ _CORS = {
 _JSON = "application/json"
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 _MAX_INFLATED = 100 << 20
+_log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
@@ -61,26 +65,35 @@ def page(status: int, title: str) -> Response:
 
 
 class RestApi:
-    """Answers requests under /v1/. Thread-safe.
+    """Answers HTTP requests. Thread-safe.
 
     Args:
         manager: the models.
+        observe: told of every request under /v1/.
         timeout_ms: limit of a request's computation; 0: none.
         cors: whether every reply carries CORS headers.
         max_body: largest body after unzipping, in bytes.
+        metrics_path: where the Prometheus metrics are; empty: nowhere.
+        admin: whether the endpoints of `admin` are served.
     """
 
     def __init__(
         self,
         manager: Manager[Servable],
+        observe: Observer,
         timeout_ms: int = 30000,
         cors: bool = False,
         max_body: int = 2**31 - 1,
+        metrics_path: str = "",
+        admin: bool = False,
     ) -> None:
         self._manager = manager
+        self._observe = observe
         self._timeout_ms = max(timeout_ms, 0)
         self._cors = _CORS if cors else {}
         self._max_inflated = min(max_body, _MAX_INFLATED)
+        self._metrics_path = metrics_path
+        self._admin = admin
 
     def __call__(self, request: Request) -> Response:
         """The response to any request."""
@@ -88,41 +101,62 @@ class RestApi:
             return page(501, "Not Implemented")
         if re.search(r"%(?![0-9A-Fa-f]{2})|[^\x21-\x7e]", request.target):
             return page(400, "Bad Request")
-        if not re.match(r"/v1/", request.target, re.IGNORECASE):
-            return page(404, "Not Found")
+        if re.match(r"/v1/", request.target, re.IGNORECASE):
+            return self._answer(request)
+        return self._beside_the_api(request) or page(404, "Not Found")
+
+    def _beside_the_api(self, request: Request) -> Response | None:
+        path, query, _ = request.target.partition("?")
+        if path == self._metrics_path:
+            if query:
+                text = f"Unexpected path: {request.target}. Should be {path}"
+                return Response(400, "text/plain", text.encode())
+            return Response(200, "text/plain", metrics.exposition().encode())
+        found = admin.answer(path, self._manager) if self._admin and request.method == "GET" else None
+        return Response(found[0], _JSON, found[1]) if found else None
+
+    def _answer(self, request: Request) -> Response:
+        started, name, api = time.perf_counter(), "", ""
         if request.method == "OPTIONS":
             allowed = re.search("https?://", request.headers.get("origin", ""))
-            return Response(200 if allowed else 400, "text/html; charset=ISO-8859-1", headers=self._cors)
-        try:
-            return Response(200, _JSON, self._handle(request), self._cors)
-        except Exception as failure:
-            error = from_exception(failure)
-            body = error_body(error.message) if error.message else b""
-            return Response(HTTP_STATUS[error.code], _JSON, body, self._cors)
+            code = "OK" if allowed else "INVALID_ARGUMENT"
+            response = Response(HTTP_STATUS[code], "text/html; charset=ISO-8859-1")
+        else:
+            match = _match(request)
+            if match:
+                name, api = _decoded(match["name"]) or "", match.groupdict().get("verb") or ""
+            try:
+                code, body = "OK", self._handle(request, match)
+            except Exception as failure:
+                error = from_exception(failure)
+                if error is not failure:
+                    _log.exception("%s %s failed", request.method, request.target)
+                code, body = error.code, error_body(error.message) if error.message else b""
+            response = Response(HTTP_STATUS[code], _JSON, body)
+        self._observe("REST", api, name, code, started)
+        return response._replace(headers=self._cors)
 
-    def _handle(self, request: Request) -> bytes:
-        if request.method == "POST" and (match := _INFERENCE.fullmatch(request.target)):
-            return self._infer(match, _body(request, self._max_inflated))
-        if request.method == "GET" and (match := _MODEL.fullmatch(request.target)):
-            name, number, label = _address(match)
-            if name is None:
-                raise invalid_argument("Missing model name in request.")
-            if match["metadata"] == "/metadata":
-                return self._metadata(name, number, label)
-            return _proto_json(grpc_services.status_response(self._manager, name, number)) + b"\n"
-        raise invalid_argument(f"Malformed request: {request.method} {request.target}")
-
-    def _infer(self, match: re.Match[str], body: bytes) -> bytes:
+    def _handle(self, request: Request, match: re.Match[str] | None) -> bytes:
+        if match is None:
+            raise _malformed(request)
         name, number, label = _address(match)
-        assert name is not None
-        answer = _VERBS.get(match["verb"])
-        if answer is None:  # the pattern ignores case, the verb does not
-            raise invalid_argument(f"Malformed request: POST {match.string}")
+        if request.method == "POST":
+            answer = _VERBS.get(match["verb"])
+            if answer is None:  # the pattern ignores case, the verb does not
+                raise _malformed(request)
+            return self._infer(answer, (name, number, label), _body(request, self._max_inflated))
+        if not name:
+            raise invalid_argument("Missing model name in request.")
+        if match["metadata"] == "/metadata":
+            return self._metadata(name, number, label)
+        return _proto_json(grpc_services.status_response(self._manager, name, number)) + b"\n"
+
+    def _infer(self, answer: _Answer, address: _Address, body: bytes) -> bytes:
         try:
             document, signature_name = rest_predict.read(body)
         except ParseError as error:
             raise invalid_argument(str(error)) from None
-        with self._manager.use(name, number, label) as (_, model):
+        with self._manager.use(*address) as (_, model):
             return encode(answer(model, signature_name, document, self._timeout_ms))
 
     def _metadata(self, name: str, number: int | None, label: str | None) -> bytes:
@@ -137,22 +171,35 @@ class RestApi:
         )
 
 
-_VERBS: dict[str, Callable[[Any, str, Any, int], str]] = {
+def _match(request: Request) -> re.Match[str] | None:
+    patterns = {"POST": _INFERENCE, "GET": _MODEL}
+    pattern = patterns.get(request.method)
+    return pattern.fullmatch(request.target) if pattern else None
+
+
+def _malformed(request: Request) -> StatusError:
+    return invalid_argument(f"Malformed request: {request.method} {request.target}")
+
+
+_Address = tuple[str, int | None, str | None]
+_Answer = Callable[[Any, str, Any, int], str]
+_VERBS: dict[str, _Answer] = {
     "predict": rest_predict.predict,
     "classify": lambda *arguments: rest_predict.examples_method(inference.CLASSIFY, *arguments),
     "regress": lambda *arguments: rest_predict.examples_method(inference.REGRESS, *arguments),
 }
 
 
-def _address(match: re.Match[str]) -> tuple[str | None, int | None, str | None]:
-    """The model's name and the version or label a path holds, decoded."""
-    name, version, label = (
-        text if text is None else unquote_to_bytes(text).decode("utf-8", "surrogateescape")
-        for text in match.group("name", "version", "label")
-    )
+def _decoded(text: str | None) -> str | None:
+    return None if text is None else unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+
+
+def _address(match: re.Match[str]) -> _Address:
+    """The model's name (empty if there is none) and the version or label in a target."""
+    name, version, label = map(_decoded, match.group("name", "version", "label"))
     if version is not None and int(version[-20:]) >= 2**63:
         raise invalid_argument("")  # an empty body: the original gives up before it has made an error
-    return name, None if version is None else int(version), label
+    return name or "", None if version is None else int(version), label
 
 
 def _proto_json(message: Any) -> bytes:

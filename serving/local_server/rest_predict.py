@@ -160,7 +160,7 @@ def examples_method(
     """The body of the answer to :classify or :regress."""
     task = inference.Task(method, inference.signature_of(model, signature_name))
     examples = _examples(document)
-    (result,) = inference.run_tasks(model, [task], examples, timeout_ms)
+    result = inference.run_task(model, task, examples, timeout_ms)
     if isinstance(result, inference.Classes):
         rows = [
             "[" + ", ".join(f"[{json_writer.quoted(label)}, {_score(score)}]" for label, score in row) + "]"

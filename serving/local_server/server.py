@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
-import grpc
 import tensorflow as tf
-from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.local_server import batching
 from serving.local_server import config as configuration
 from serving.local_server import flags as command_line
 from serving.local_server.catalog import Catalog
-from serving.local_server.config_messages import BatchingParameters
+from serving.local_server.config_messages import BatchingParameters, MonitoringConfig
 from serving.local_server.flags import Flags
+from serving.local_server.grpc_server import GrpcServer
 from serving.local_server.grpc_services import ModelService, PredictionService
 from serving.local_server.http_server import HttpServer
 from serving.local_server.manager import Manager
+from serving.local_server.observe import Observer
 from serving.local_server.rest import RestApi
 from serving.local_server.servable import Loader, Servable
 from serving.local_server.status import StatusError, invalid_argument
@@ -77,7 +76,7 @@ class ModelServer:
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
         self._http: HttpServer | None = None
-        self._grpc: grpc.Server | None = None
+        self._grpc: GrpcServer | None = None
         self._manager: Manager[Servable] | None = None
         self._catalog: Catalog | None = None
 
@@ -101,9 +100,11 @@ class ModelServer:
         self._catalog.start(config)
         if stop.is_set():
             return
-        self._start_grpc()
+        observe = Observer(flags.log_requests)
+        prediction = PredictionService(self._manager, observe, flags.enable_serialization_as_tensor_content)
+        self._grpc = GrpcServer(flags, prediction, ModelService(self._manager, observe, self._catalog))
         if flags.rest_api_port:
-            self._start_rest()
+            self._start_rest(observe)
         if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
             self._catalog.follow_file(flags.model_config_file, flags.model_config_file_poll_wait_seconds)
         _log.info("Entering the event loop ...")
@@ -112,57 +113,38 @@ class ModelServer:
         """Finish the requests in flight, within `drain_seconds`, and unload everything."""
         if self._catalog:
             self._catalog.close()
-        grpc_stopped = self._grpc.stop(drain_seconds) if self._grpc else None
-        if self._http:
-            self._http.stop(drain_seconds)
-        if grpc_stopped:
-            grpc_stopped.wait()
+        # Both at once: a drain must not take twice its time.
+        ends = [
+            threading.Thread(target=api.stop, args=(drain_seconds,))
+            for api in (self._grpc, self._http)
+            if api
+        ]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
         if self._manager:
             self._manager.close(drain_seconds)
 
-    def _start_grpc(self) -> None:
-        flags = self._flags
-        assert self._manager and self._catalog
-        server = grpc.server(
-            ThreadPoolExecutor(max(flags.grpc_max_threads, 1), thread_name_prefix="grpc"),
-            options=[
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ],
-        )
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self._manager, flags.enable_serialization_as_tensor_content), server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self._manager, self._catalog), server
-        )
-        addresses = [f"{flags.host}:{flags.port}"] if flags.port else []
-        addresses += [f"unix:{flags.grpc_socket_path}"] if flags.grpc_socket_path else []
-        try:
-            for address in addresses:
-                server.add_insecure_port(address)
-        except RuntimeError as error:
-            _log.error("%s", error)
-            raise StatusError("UNKNOWN", "Failed to BuildAndStart gRPC server") from error
-        server.start()
-        self._grpc = server
-        if flags.port:
-            _log.info("Running gRPC ModelServer at %s:%d ...", flags.host, flags.port)
-        if flags.grpc_socket_path:
-            _log.info("Running gRPC ModelServer at UNIX socket %s ...", flags.grpc_socket_path)
-
-    def _start_rest(self) -> None:
+    def _start_rest(self, observe: Observer) -> None:
         flags = self._flags
         assert self._manager
         if flags.rest_api_port == flags.port:
             _log.error("--rest_api_port must be another port than --port; the REST API is not served.")
             return
+        try:
+            metrics_path = _metrics_path(flags.monitoring_config_file)
+        except StatusError as error:  # the real server goes on without REST too, and says nothing
+            _log.error("--monitoring_config_file: %s; the REST API is not served.", error)
+            return
         api = RestApi(
             self._manager,
+            observe,
             flags.rest_api_timeout_in_ms,
             flags.rest_api_enable_cors_support,
             flags.rest_api_max_body_bytes,
+            metrics_path,
+            flags.enable_admin_endpoints,
         )
         server = HttpServer(api, flags.rest_api_num_threads, flags.rest_api_max_body_bytes)
         try:
@@ -172,6 +154,14 @@ class ModelServer:
             return
         self._http = server
         _log.info("Exporting HTTP/REST API at:localhost:%d ...", flags.rest_api_port)
+
+
+def _metrics_path(file: str) -> str:
+    """Where the metrics are served, empty if they are not."""
+    if not file:
+        return ""
+    prometheus = configuration.read(file, MonitoringConfig()).prometheus_config
+    return (prometheus.path or "/monitoring/prometheus/metrics") if prometheus.enable else ""
 
 
 def _check(flags: Flags) -> model_server_config_pb2.ModelServerConfig:

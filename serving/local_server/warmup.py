@@ -90,7 +90,7 @@ def _replay(model: inference.Model, log: prediction_log_pb2.PredictionLog) -> No
 def _examples(method: str) -> Callable[[inference.Model, Any], None]:
     def replay(model: inference.Model, request: Any) -> None:
         task = inference.Task(method, inference.signature_of(model, request.model_spec.signature_name))
-        inference.run_tasks(model, [task], inference.examples_of(request.input))
+        inference.run_task(model, task, inference.examples_of(request.input))
 
     return replay
 
