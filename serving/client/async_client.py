@@ -10,7 +10,6 @@ import numpy as np
 from serving.client.client import Examples
 from serving.client.exchange import Operation, Pause
 from serving.client.metadata import ModelMetadata, VersionStatus
-from serving.client.operations import Operations
 from serving.client.settings import Settings
 from serving.client.transport import connect_async
 from serving.errors import ServingError
@@ -25,10 +24,7 @@ class AsyncClient(Settings):
     `async with`.
     """
 
-    def __init__(self, address: str, model: str = "default", timeout: float = 10.0, **options: Any) -> None:
-        super().__init__(address, model, timeout, **options)
-        codec, self._transport = connect_async(self._endpoint)
-        self._operations = Operations(codec, self._retries)
+    _connect = staticmethod(connect_async)
 
     async def predict(
         self,

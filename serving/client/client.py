@@ -9,7 +9,6 @@ import numpy as np
 
 from serving.client.exchange import Operation, Pause
 from serving.client.metadata import ModelMetadata, VersionStatus
-from serving.client.operations import Operations
 from serving.client.settings import Settings
 from serving.client.transport import connect
 from serving.errors import ServingError
@@ -45,10 +44,7 @@ class Client(Settings):
     array([[0.1, 0.9]], dtype=float32)
     """
 
-    def __init__(self, address: str, model: str = "default", timeout: float = 10.0, **options: Any) -> None:
-        super().__init__(address, model, timeout, **options)
-        codec, self._transport = connect(self._endpoint)
-        self._operations = Operations(codec, self._retries)
+    _connect = staticmethod(connect)
 
     def predict(
         self,
@@ -79,7 +75,8 @@ class Client(Settings):
 
         Raises:
             InvalidArgumentError: `x` or a name does not fit the signature, which the message describes;
-            nothing was sent. ServingError: the subclass of the code that the server answered.
+                nothing was sent.
+            ServingError: the subclass of the code that the server answered.
         """
         target = self._target(model, version, label)
         return self._run(self._operations.predict(target, x, signature, outputs, self._seconds(timeout)))

@@ -53,9 +53,8 @@ class HttpTransport:
         try:
             with self._pool.stream(**_request(self._endpoint, exchange)) as response:
                 chunks = []
-                for (
-                    chunk
-                ) in response.iter_stream():  # the pool's timeouts are per read: a slow drip passes them
+                # The pool's timeouts are for one read each, which a slow drip passes.
+                for chunk in response.iter_stream():
                     chunks.append(chunk)
                     if time.monotonic() > deadline:
                         raise _timeout(self._endpoint, exchange)

@@ -2,17 +2,21 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from serving.client.exchange import Target
-from serving.client.transport import parse_address
+from serving.client.exchange import Codec, Target
+from serving.client.operations import Operations
+from serving.client.transport import Endpoint, parse_address
 from serving.errors import InvalidArgumentError
 
 PathLike = str | os.PathLike[str]
 
 
 class Settings:
-    """What both clients are made of: the endpoint, and the defaults of every call."""
+    """What both clients are made of: a connection, and the defaults of every call."""
+
+    _connect: Callable[[Endpoint], tuple[Codec, Any]]
 
     def __init__(
         self,
@@ -28,10 +32,11 @@ class Settings:
     ) -> None:
         self.model = model
         self.timeout = timeout
-        self._retries = retries
         files = {"ca": ca, "cert": cert, "key": key}
         files = {name: pathlib.Path(path) for name, path in files.items() if path is not None}
-        self._endpoint = parse_address(address, headers=dict(headers or {}), **files)
+        endpoint = parse_address(address, headers=dict(headers or {}), **files)
+        codec, self._transport = self._connect(endpoint)
+        self._operations = Operations(codec, retries)
 
     def _seconds(self, timeout: float | None) -> float:
         return self.timeout if timeout is None else timeout

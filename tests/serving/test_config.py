@@ -110,6 +110,8 @@ def test_labels_as_the_comments_describe_them(digits, tmp_path):
         "allow_version_labels_for_unavailable_models": True,
     }
     with launch(**flags) as server, Client(f"grpc://localhost:{server.port}", "digits") as client:
+        for version in (1, 2):  # the ports open when one of them is up
+            client.wait_until_ready(60, version=version)
         x = np.float32([[1, 2]])
         np.testing.assert_array_equal(client.predict(x, label="stable"), x)
         np.testing.assert_array_equal(client.predict(x, label="canary"), x * 2)

@@ -97,6 +97,9 @@ def server(models):
     with launch(
         model_config_file=models / "models.config", allow_version_labels_for_unavailable_models=True
     ) as running:
+        with Client(f"http://localhost:{running.rest_port}", "affine") as client:
+            for version in (1, 2):  # the ports open when one of them is up
+                client.wait_until_ready(60, version=version)
         yield running
 
 
