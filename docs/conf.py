@@ -18,6 +18,7 @@ extensions = [
     "command_help",
     "docstrings",
     "mathml",
+    "repository",
 ]
 exclude_patterns = ["_extensions"]
 suppress_warnings = ["misc.highlighting_failure"]

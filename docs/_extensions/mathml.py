@@ -1,4 +1,4 @@
-"""Formulas as MathML, made while building: every current browser shows it, with no script and no font to load."""
+"""Formulas as MathML, made while building: every current browser shows it, with no script to load."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
