@@ -20,7 +20,7 @@ from keras_bn.saving.saved_model import IMAGE_BYTES, SERVING_DEFAULT, SERVING_IM
 from keras_bn.saving.saved_model import write as write_saved_model
 from keras_bn.saving.session import servable
 from keras_bn.saving.signatures import Signature, predict_signature
-from keras_bn.saving.versions import check_version, publish
+from keras_bn.saving.versions import check_target, publish
 from keras_bn.surgery.fold import fold as fold_model
 
 EXTRA = "assets.extra"  # what TensorFlow Serving reads beside the SavedModel
@@ -80,8 +80,7 @@ def export(
     ...     [keras_bn.export(model, base_path).name for _ in range(2)]
     ['1', '2']
     """
-    base_path = Path(base_path)
-    check_version(base_path, version)
+    check_target(base_path, version)
     signature = predict_signature(model)
     decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
     batches = list(generated(signature.inputs)) if examples is None else [given(signature.inputs, examples)]

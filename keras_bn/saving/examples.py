@@ -37,27 +37,25 @@ def _values(random: np.random.Generator, spec: tf.TensorSpec, largest: float) ->
 
 
 def given(inputs: Mapping[str, tf.TensorSpec], examples: Any) -> Tensors:
-    """Match the user's `examples` to the inputs: a dict by name, a list in their order, or the only one's
-    array."""
-    if isinstance(examples, Mapping):
-        named = dict(examples)
-    else:
-        values = examples if isinstance(examples, (list, tuple)) and len(inputs) > 1 else [examples]
-        named = dict(zip(inputs, values, strict=False)) if len(values) == len(inputs) else {}
-    if named.keys() != inputs.keys():
-        got = ", ".join(named) or f"{len(values)} arrays"
+    """Match `examples` to the inputs: a dict of arrays by name, or the array of the only input."""
+    named = dict(examples) if isinstance(examples, Mapping) else dict.fromkeys(inputs, examples)
+    if named.keys() != inputs.keys() or (len(inputs) > 1 and not isinstance(examples, Mapping)):
+        got = ", ".join(examples) if isinstance(examples, Mapping) else "one array"
         raise KerasBNError(f"examples must be given for the inputs {', '.join(inputs)}; got {got}.")
-    arrays = {name: _array(name, value, inputs[name]) for name, value in named.items()}
-    if len({len(array) for array in arrays.values()}) > 1:
-        raise KerasBNError(f"examples differ in number: { {name: len(a) for name, a in arrays.items()} }.")
-    return arrays
+    matched = {name: _array(name, named[name], spec) for name, spec in inputs.items()}
+    counts = {name: len(array) for name, array in matched.items()}
+    if len(set(counts.values())) > 1:
+        raise KerasBNError(f"examples differ in number: {counts}.")
+    return matched
 
 
 def _array(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
-    dtype = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
-    array = np.asarray(value, dtype=dtype)
+    try:
+        array = np.asarray(value, dtype=object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype)
+    except (TypeError, ValueError) as error:
+        raise KerasBNError(f"examples for input {name!r} are no {spec.dtype.name}: {error}.") from error
     if not spec.shape.is_compatible_with(array.shape):
         raise KerasBNError(
-            f"examples for input {name!r} have shape {array.shape}; the model takes {spec.shape}."
+            f"examples for input {name!r} have shape {array.shape}; the model takes {tuple(spec.shape)}."
         )
     return array

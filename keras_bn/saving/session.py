@@ -59,7 +59,7 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
             signature,
             {
                 name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
-                for name, info in definition.inputs.items()
+                for name, info in sorted(definition.inputs.items())
             },
             _dtypes(meta_graph.graph_def),
             run,

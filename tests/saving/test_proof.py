@@ -1,0 +1,213 @@
+"""The proof of inference mode, on SavedModels made with and without this package."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_bn
+from keras_bn.saving.proof import largest_change
+
+
+def save(path, call, *specs):
+    """Save a function the way anyone might, as `serving_default`."""
+    module = tf.Module()
+    module.call = tf.function(call, input_signature=[tf.TensorSpec(*spec) for spec in specs])
+    tf.saved_model.save(module, str(path), signatures=module.call)
+    return path
+
+
+def archive(path, model, training):
+    exported = keras.export.ExportArchive()
+    exported.track(model)
+    spec = tf.TensorSpec([None, *model.inputs[0].shape[1:]], tf.float32, name="x")
+    exported.add_endpoint("serving_default", lambda x: model(x, training=training), [spec])
+    exported.write_out(str(path), verbose=False)
+    return path
+
+
+def normalized(*middle):
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3)(inputs)
+    for layer in middle:
+        x = layer(x)
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("bn", [layers.BatchNormalization, keras_bn.BatchNormalization])
+def test_tells_inference_from_training(tmp_path, bn):
+    model = normalized(bn())
+    proof = keras_bn.verify_inference_mode(archive(tmp_path / "inference", model, training=False))
+    assert proof.difference <= proof.tolerance < proof.spread
+    assert (proof.signature, proof.examples) == ("serving_default", 4)
+    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode: an example's output changes by"):
+        keras_bn.verify_inference_mode(archive(tmp_path / "training", model, training=True))
+
+
+def test_keras_export_is_in_inference_mode(tmp_path):
+    normalized(layers.BatchNormalization(), layers.Dropout(0.5)).export(tmp_path / "m", verbose=False)
+    assert keras_bn.verify_inference_mode(tmp_path / "m").spread > 0
+
+
+def test_dropout_left_on(tmp_path):
+    model = normalized(layers.Dropout(0.5))
+    with pytest.raises(keras_bn.KerasBNError, match=r"the same request differently each time .* dropout"):
+        keras_bn.verify_inference_mode(archive(tmp_path / "m", model, training=True))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x - tf.reduce_mean(x, 0),
+        lambda x: x + tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None],
+        lambda x: tf.roll(x, 1, 0),
+        lambda x: x * (1 + 1e-3 * tf.reduce_max(x)),
+    ],
+    ids=["mean of the batch", "place in the batch", "another example", "one part in a thousand"],
+)
+def test_any_dependence_on_the_batch_is_found(tmp_path, call):
+    path = save(tmp_path / "m", call, ([None, 3], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode"):
+        keras_bn.verify_inference_mode(path)
+
+
+def test_size_of_the_batch_is_no_neighbour_but_is_found(tmp_path):
+    path = save(tmp_path / "m", lambda x: x * tf.cast(tf.shape(x)[0], x.dtype), ([None, 3], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode"):
+        keras_bn.verify_inference_mode(path)
+
+
+def test_tolerance_is_that_of_the_narrowest_float(tmp_path):
+    def rounded(x):
+        return tf.cast(tf.cast(x, tf.float16) * 3, tf.float32)
+
+    half = keras_bn.verify_inference_mode(save(tmp_path / "half", rounded, ([None, 3], tf.float32, "x")))
+    single = keras_bn.verify_inference_mode(
+        save(tmp_path / "single", lambda x: x * 3, ([None, 3], tf.float32, "x"))
+    )
+    assert half.tolerance > single.tolerance
+
+
+def test_inputs_of_every_kind_are_made_up(tmp_path):
+    def call(i, u, b, f):
+        embedded = tf.gather(tf.random.stateless_normal([2, 3], [0, 0]), i)
+        return {
+            "embedded": embedded * tf.cast(b, tf.float32)[:, None, None],
+            "bytes": tf.cast(u, tf.float32) / 255,
+            "open": tf.reduce_sum(f, [1, 2]),
+            "class": tf.argmax(f[:, 0], -1),
+        }
+
+    path = save(
+        tmp_path / "m",
+        call,
+        ([None, 5], tf.int64, "i"),
+        ([None, 4], tf.uint8, "u"),
+        ([None], tf.bool, "b"),
+        ([None, None, 3], tf.float64, "f"),
+    )
+    assert keras_bn.verify_inference_mode(path).spread > 0.1
+
+
+def test_fixed_batch_size_is_compared_in_order_only(tmp_path):
+    path = save(tmp_path / "m", lambda x: x * 2, ([3, 2], tf.float32, "x"))
+    assert keras_bn.verify_inference_mode(path).examples == 3
+    path = save(tmp_path / "mean", lambda x: x - x[:1], ([3, 2], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode"):
+        keras_bn.verify_inference_mode(path)
+
+
+def test_made_up_inputs_that_do_not_fit(tmp_path):
+    def call(words):
+        tf.debugging.assert_greater(words, 100)
+        return tf.cast(words, tf.float32)
+
+    path = save(tmp_path / "m", call, ([None, 2], tf.int32, "words"))
+    with pytest.raises(keras_bn.KerasBNError, match="failed on made-up inputs; pass examples"):
+        keras_bn.verify_inference_mode(path)
+    assert keras_bn.verify_inference_mode(path, np.arange(200, 206).reshape(3, 2)).examples == 3
+
+
+def test_strings_cannot_be_made_up(tmp_path):
+    path = save(tmp_path / "m", lambda s: tf.strings.length(s), ([None], tf.string, "s"))
+    with pytest.raises(keras_bn.KerasBNError, match="input 's' takes strings"):
+        keras_bn.verify_inference_mode(path)
+    assert keras_bn.verify_inference_mode(path, ["a", "bcd"]).spread == 1
+
+
+def test_same_output_for_every_example_is_said(tmp_path):
+    path = save(tmp_path / "m", lambda x: x * 0 + 1, ([None, 2], tf.float32, "x"))
+    with pytest.warns(UserWarning, match="gave every example the same output"):
+        assert keras_bn.verify_inference_mode(path).spread == 0
+
+
+def test_second_try_has_larger_numbers(tmp_path):
+    path = save(tmp_path / "m", lambda x: tf.nn.relu(x - 2), ([None, 2], tf.float32, "x"))
+    assert keras_bn.verify_inference_mode(path).spread > 0.5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: x / 0, "output 'output_0' .* is not finite"),
+        (lambda x: tf.reduce_sum(x), r"has shape \(\) for 4 examples"),
+    ],
+)
+def test_outputs_that_prove_nothing(tmp_path, call, message):
+    with pytest.raises(keras_bn.KerasBNError, match=message):
+        keras_bn.verify_inference_mode(save(tmp_path / "m", call, ([None, 2], tf.float32, "x")))
+
+
+@pytest.mark.parametrize(
+    "examples, message",
+    [
+        (np.zeros((1, 2)), "one cannot be seen to change another"),
+        (np.zeros((3, 5)), r"input 'x' have shape \(3, 5\); the model takes \(None, 2\)"),
+        ({"y": np.zeros((3, 2))}, "examples must be given for the inputs x; got y"),
+        (np.full((3, 2), "one"), "examples for input 'x' are no float32"),
+    ],
+)
+def test_examples_that_do_not_fit(tmp_path, examples, message):
+    path = save(tmp_path / "m", lambda x: x * 2, ([None, 2], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match=message):
+        keras_bn.verify_inference_mode(path, examples)
+
+
+def test_examples_of_several_inputs(tmp_path):
+    path = save(
+        tmp_path / "m", lambda x, y: x + y, ([None, 2], tf.float32, "x"), ([None, 2], tf.float32, "y")
+    )
+    x = np.eye(2)
+    assert keras_bn.verify_inference_mode(path, {"y": x, "x": x}).examples == 2
+    with pytest.raises(keras_bn.KerasBNError, match="examples differ in number"):
+        keras_bn.verify_inference_mode(path, {"x": x, "y": np.zeros((3, 2))})
+    with pytest.raises(
+        keras_bn.KerasBNError, match="examples must be given for the inputs x, y; got one array"
+    ):
+        keras_bn.verify_inference_mode(path, x)
+
+
+def test_no_saved_model(tmp_path):
+    with pytest.raises(keras_bn.KerasBNError, match="holds no SavedModel"):
+        keras_bn.verify_inference_mode(tmp_path)
+
+
+def test_corrupt_saved_model(tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"\xffnot a model")
+    with pytest.raises(keras_bn.KerasBNError, match="cannot be loaded"):
+        keras_bn.verify_inference_mode(tmp_path)
+
+
+def test_missing_signature(tmp_path):
+    path = save(tmp_path / "m", lambda x: x * 2, ([None, 2], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match=r"no signature 'classify'; it has .*serving_default"):
+        keras_bn.verify_inference_mode(path, signature="classify")
+
+
+def test_change_is_relative_to_the_largest_output_and_exact_for_other_types():
+    reference = {"x": np.array([[1.0], [-4.0]], np.float32), "class": np.array([1, 2])}
+    changed = {"x": np.array([[1.0], [-3.0]], np.float32), "class": np.array([1, 2])}
+    assert largest_change(changed, reference) == 0.25
+    assert largest_change({**reference, "class": np.array([1, 3])}, reference) == 1.0
+    assert largest_change(reference, reference) == 0.0
