@@ -204,7 +204,8 @@ def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying
         return replacement
 
     if isinstance(model, keras.Sequential):
-        stack = [layer for call in found for layer in chain(call)]
+        # The operations that compute masks are in the graph too; the new model makes its own.
+        stack = [layer for call in found if isinstance(call.layer, keras.Layer) for layer in chain(call)]
         return _copying.constructor(model)(stack, name=model.name)
     tensors: dict[int, Any] = {}
     for call in found:

@@ -153,13 +153,14 @@ def _signature(model: keras.Model, flat: list[tf.Tensor]) -> list[tf.TensorSpec]
 
 def _normalize(layer: keras.Layer, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     """What BN does in training, whichever class the layer is of."""
+    dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
     outputs = keras.ops.batch_normalization(
-        tf.cast(inputs, tf.float32),
-        tf.cast(mean, tf.float32),
-        tf.cast(variance, tf.float32),
+        tf.cast(inputs, dtype),
+        tf.cast(mean, dtype),
+        tf.cast(variance, dtype),
         axis=layer.axis,
-        offset=layer.beta if layer.center else None,
-        scale=layer.gamma if layer.scale else None,
+        offset=tf.cast(layer.beta, dtype) if layer.center else None,
+        scale=tf.cast(layer.gamma, dtype) if layer.scale else None,
         epsilon=layer.epsilon,
     )
     return tf.cast(outputs, inputs.dtype)

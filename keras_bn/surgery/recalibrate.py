@@ -49,7 +49,7 @@ def recalibrate(
     - `"batch"`: they normalize by the moments of each batch, as in training; this is Precise BN. One walk
       over the data, but biased by the noise of the batch moments, of relative size 1 / sqrt(values per
       channel in a batch): negligible at 32 images a batch, harmful at 2. With all data in one batch both
-      are the same.
+      are the same, but for the layers' m / (m - 1).
 
     The variance follows each layer's convention: biased for Keras's own, `unbiased_variance` for ours.
 
