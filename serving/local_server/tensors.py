@@ -32,7 +32,8 @@ _FIELDS: dict[int, tuple[str, np.dtype]] = {
 _BITS = {types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
 _COMPLEX = {types_pb2.DT_COMPLEX64, types_pb2.DT_COMPLEX128}
 MAX_RANK = 64  # NumPy's; TensorFlow itself goes to 254
-_MAX_ELEMENTS = 2**63
+# As large as a message can be; a typed field with one value may claim to stand for any number of elements.
+_MAX_BYTES = 2**31
 
 
 class Malformed(ValueError):
@@ -76,7 +77,8 @@ def _shape(proto: tensor_pb2.TensorProto) -> list[int]:
     if proto.tensor_shape.unknown_rank:
         return []
     shape = [dim.size for dim in proto.tensor_shape.dim]
-    if len(shape) > MAX_RANK or any(size < 0 for size in shape) or math.prod(shape) >= _MAX_ELEMENTS:
+    total = math.prod(shape) * numpy_dtype(proto.dtype).itemsize
+    if len(shape) > MAX_RANK or any(size < 0 for size in shape) or total > _MAX_BYTES:
         raise Malformed(f"shape {shape[:8]}")
     return shape
 
