@@ -59,7 +59,7 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 
 
 def draw(results: Results) -> Figure:
-    figure, (axes,) = panels()
+    figure, (axes,) = panels(beside=True)
     title = f"Statistics used at inference, batch {results.settings['batch_size']}"
     accuracy_curves(axes, results, VARIANTS, title)
     return figure
@@ -82,7 +82,7 @@ SHARED = dict(
 )
 EXPERIMENT = Experiment(
     fast=dict(SHARED, seeds=1, steps=20),
-    full=dict(SHARED, seeds=3, steps=300),
+    full=dict(SHARED, seeds=3, steps=400),
     variants=lambda settings: list(VARIANTS),
     run=run,
     draw=draw,

@@ -110,7 +110,7 @@ def plain_best(results: Results) -> float:
 
 
 def draw(results: Results) -> Figure:
-    figure, (axes,) = panels()
+    figure, (axes,) = panels(beside=True)
     colours = {name: variant.colour for name, variant in VARIANTS.items()}
     accuracy_curves(axes, results, colours, "Inception-style network on small images")
     axes.axhline(plain_best(results), color=ORANGE, lw=0.8, ls="--")

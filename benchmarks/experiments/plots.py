@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from benchmarks.experiments.results import Results
 
@@ -30,6 +30,7 @@ BLACK, BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
 )
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, GREY)
 PANEL = (4.6, 3.6)
+LEGEND = 1.8
 
 STYLE = {
     "font.size": 9,
@@ -51,9 +52,11 @@ STYLE = {
 plt.rcParams.update(STYLE)
 
 
-def panels(columns: int = 1, rows: int = 1, **kwargs: object) -> tuple[Figure, np.ndarray]:
-    """A figure of panels of the one size, and its axes as a flat array."""
-    size = (PANEL[0] * columns, PANEL[1] * rows)
+def panels(
+    columns: int = 1, rows: int = 1, beside: bool = False, **kwargs: object
+) -> tuple[Figure, np.ndarray]:
+    """A figure of panels of the one size, and its axes as a flat array; `beside`: room for a legend there."""
+    size = (PANEL[0] * columns + beside * LEGEND, PANEL[1] * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **kwargs)
     return figure, axes.ravel()
 
@@ -75,14 +78,24 @@ def accuracy_curves(axes: Axes, results: Results, colours: Mapping[str, str], ti
     axes.set_title(title)
     step_axis(axes, history["step"])
     percent_axis(axes)
-    axes.legend(loc="center right")
+    if len(colours) > 4:
+        legend_beside(axes)
+    else:
+        axes.legend(loc="center right")
+
+
+def legend_beside(axes: Axes) -> None:
+    """A legend too long for the panel, to its right."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def step_axis(axes: Axes, measured: Sequence[int]) -> None:
     """Training steps on a log axis from the first measurement on, since most happens early."""
     axes.set_xscale("log")
     axes.set(xlabel="training step", xlim=(measured[1], measured[-1]))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -1,0 +1,194 @@
+"""Where BN fails as batches shrink, and what mends it: the test accuracy of one network by batch size.
+
+Every run sees the same number of images. The learning rate is proportional to the batch size (Goyal et al.,
+1706.02677), and moving averages reach back over the same number of images, so that what remains is the batch
+that BN normalizes by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_bn
+from benchmarks.experiments.data import Data
+from benchmarks.experiments.experiment import Experiment, Settings
+from benchmarks.experiments.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    Figure,
+    curve,
+    panels,
+    percent_axis,
+)
+from benchmarks.experiments.results import Results
+from benchmarks.experiments.tables import aligned, percent
+from benchmarks.experiments.training import evaluate, train
+
+NETWORKS = ("dense", "convolutional")
+RECALIBRATED = "BN, recalibrated"
+OF_THE_BATCH = {
+    "BN": BLUE,
+    RECALIBRATED: SKY,
+    "Batch Renormalization": GREEN,
+    "ghost BN": RED,
+    "cross-iteration BN": PINK,
+}
+OF_THE_EXAMPLE = {
+    "no normalization": BLACK,
+    "LayerNormalization": ORANGE,
+    "GroupNormalization": GREY,
+    "instance norm": PINK,
+}
+SHOWN = {**OF_THE_BATCH, **OF_THE_EXAMPLE}
+TRAINED = [name for name in SHOWN if name != RECALIBRATED]
+
+
+def normalization(name: str, batch_size: int, steps: int, settings: Settings) -> Callable[[], Any]:
+    """A function that makes the layer called `name`, for training with so many steps of that batch size."""
+    momentum = settings["momentum_at_32"] ** (batch_size / 32)
+    warm, relaxed = steps // 8, steps // 2
+    return {
+        "BN": lambda: keras_bn.BatchNormalization(momentum=momentum),
+        "Batch Renormalization": lambda: keras_bn.BatchRenormalization(
+            r_max=[(warm, 1.0), (relaxed, 3.0)], d_max=[(warm, 0.0), (relaxed, 5.0)], momentum=momentum
+        ),
+        "ghost BN": lambda: keras_bn.GhostBatchNormalization(settings["ghost_size"], momentum=momentum),
+        "cross-iteration BN": lambda: keras_bn.CrossIterationBatchNormalization(
+            settings["window"], momentum=momentum
+        ),
+        "no normalization": lambda: keras.layers.Identity(),
+        "LayerNormalization": lambda: keras.layers.LayerNormalization(),
+        "GroupNormalization": lambda: keras.layers.GroupNormalization(settings["groups"]),
+        "instance norm": lambda: keras.layers.GroupNormalization(-1),
+    }[name]
+
+
+def network(kind: str, side: int, make: Callable[[], Any], settings: Settings) -> keras.Model:
+    layers = keras.layers
+    stack = [keras.Input((side, side, 1))]
+    if kind == "dense":
+        stack += [layers.Flatten()]
+        for units in settings["units"]:
+            stack += [layers.Dense(units), make(), layers.ReLU()]
+        return keras.Sequential([*stack, layers.Dense(10)])
+    for filters in settings["filters"]:
+        stack += [layers.Conv2D(filters, 3, padding="same"), make(), layers.ReLU(), layers.MaxPooling2D()]
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(10)])
+
+
+def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, Any]:
+    """The last test accuracy for every batch size, None where the layer refuses to train.
+
+    For BN also that after recalibration on training images.
+    """
+    kind, name = variant.split(": ")
+    result: dict[str, list[float | None]] = {"accuracy": [], **({RECALIBRATED: []} if name == "BN" else {})}
+    for batch_size in settings["batch_sizes"]:
+        steps = settings["epochs"] * len(data.x_train) // batch_size
+        make = normalization(name, batch_size, steps, settings)
+        if kind == "dense" and refuses(make, batch_size):
+            for accuracies in result.values():
+                accuracies.append(None)
+            continue
+        model = network(kind, data.x_train.shape[1], make, settings)
+        history = train(
+            model,
+            data,
+            optimizer=keras.optimizers.SGD(settings["learning_rate_at_32"] * batch_size / 32, momentum=0.9),
+            steps=steps,
+            batch_size=batch_size,
+            every=steps,
+            seed=seed,
+        )
+        result["accuracy"].append(history["accuracy"][-1])
+        if name == "BN":
+            mended = keras_bn.recalibrate(model, data.x_train[:1000], batch_size=1000, progress=False).model
+            result[RECALIBRATED].append(evaluate(mended, data.x_test, data.y_test)["accuracy"])
+    return result
+
+
+def refuses(make: Callable[[], Any], batch_size: int) -> bool:
+    """Whether the layer refuses to train behind a dense layer: one value per channel has no variance."""
+    try:
+        make()(np.zeros((batch_size, 8), "float32"), training=True)
+    except keras_bn.KerasBNError:
+        return True
+    return False
+
+
+def variants(settings: Settings) -> list[str]:
+    # Instance norm of a dense layer would have one value to normalize by.
+    return [
+        f"{kind}: {name}"
+        for kind in NETWORKS
+        for name in TRAINED
+        if (kind, name) != ("dense", "instance norm")
+    ]
+
+
+def accuracy(results: Results, kind: str, name: str) -> np.ndarray:
+    """Test accuracies `(seeds, batch sizes)` of what the figure and the table call `name`."""
+    if name == RECALIBRATED:
+        return results.values(f"{kind}: BN", RECALIBRATED)
+    return results.values(f"{kind}: {name}", "accuracy")
+
+
+def draw(results: Results) -> Figure:
+    figure, axes = panels(2, 2, sharey="row")
+    sizes = results.settings["batch_sizes"]
+    for i, kind in enumerate(NETWORKS):
+        for panel, title, colours in (
+            (axes[2 * i], "normalized over the batch", OF_THE_BATCH),
+            (axes[2 * i + 1], "normalized within the example", {"BN": BLUE, **OF_THE_EXAMPLE}),
+        ):
+            for name, colour in colours.items():
+                if name == RECALIBRATED or f"{kind}: {name}" in results.variants:
+                    runs = accuracy(results, kind, name)
+                    curve(panel, sizes, runs, name, color=colour, marker="o", ms=3)
+            panel.set(title=f"{kind.capitalize()} network, {title}", xlabel="batch size")
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(sizes, [str(size) for size in sizes])
+            percent_axis(panel)
+            panel.legend(loc="lower right")
+    return figure
+
+
+def table(results: Results) -> str:
+    header = ["accuracy % at batch size", *map(str, results.settings["batch_sizes"])]
+    rows = []
+    for kind in NETWORKS:
+        for name in SHOWN:
+            if name == RECALIBRATED or f"{kind}: {name}" in results.variants:
+                columns = accuracy(results, kind, name).T
+                cells = ("refused" if np.isnan(c).any() else percent(c) for c in columns)
+                rows.append([f"{kind}: {name}", *cells])
+    return aligned(header, rows)
+
+
+SHARED = dict(
+    units=[100, 100, 100],
+    filters=[16, 32, 64],
+    learning_rate_at_32=0.01,
+    momentum_at_32=0.9,
+    ghost_size=8,
+    window=8,
+    groups=4,
+)
+EXPERIMENT = Experiment(
+    fast=dict(SHARED, seeds=1, epochs=1, batch_sizes=[4, 32]),
+    full=dict(SHARED, seeds=2, epochs=8, batch_sizes=[1, 2, 4, 8, 32, 128]),
+    variants=variants,
+    run=run,
+    draw=draw,
+    table=table,
+)
