@@ -41,6 +41,7 @@ myst_url_schemes = {"http": None, "https": None, "mailto": None} | {
 
 autodoc_default_options = {"members": True, "undoc-members": False, "member-order": "bysource"}
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Array": "Array"}
 autodoc_preserve_defaults = True
 default_role = "py:obj"
 add_module_names = False
@@ -49,7 +50,7 @@ napoleon_custom_sections = [("Call arguments", "params_style")]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-smartquotes = False  # they would make dashes of the -- of options
+smartquotes_action = "D"  # the dash between a name and what it means
 
 html_theme = "furo"
 html_title = "keras_bn"

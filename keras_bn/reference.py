@@ -4,6 +4,8 @@ Written to be compared with the paper line by line, not to be fast. Arguments ar
 are float64. gamma and beta have shape (channels,).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 

@@ -7,6 +7,7 @@ import keras
 from sphinx.util.inspect import stringify_signature
 
 SECTION = re.compile(r"[A-Z][\w ]*:$")
+ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 
 
 def keep_formulas(app, what, name, obj, options, lines):
@@ -28,16 +29,22 @@ def _in_block(lines):
     return next((line.startswith("    ") for line in reversed(lines) if line.strip()), False)
 
 
-def constructor_signature(app, what, name, obj, options, signature, return_annotation):
-    """The arguments of a layer: Keras wraps every layer's constructor in one of `*args, **kwargs`."""
-    if what != "class" or not issubclass(obj, (keras.layers.Layer, keras.callbacks.Callback)):
-        return None
-    parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
-    return stringify_signature(inspect.Signature(parameters), unqualified_typehints=True), None
+def readable_signature(app, what, name, obj, options, signature, return_annotation):
+    """The arguments of a layer, which Keras hides behind `*args, **kwargs`, and aliases by their names."""
+    if what == "class" and issubclass(obj, (keras.layers.Layer, keras.callbacks.Callback)):
+        parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+        return stringify_signature(inspect.Signature(parameters), unqualified_typehints=True), None
+    return tuple(text and ALIAS.sub(r"\1", text) for text in (signature, return_annotation))
+
+
+def skip_unsaid(app, what, name, obj, skip, options):
+    """Leave out the fields of a named tuple, which Python documents by their numbers."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
 
 
 def setup(app):
     # Before napoleon (500), which turns sections into field lists.
     app.connect("autodoc-process-docstring", keep_formulas, priority=400)
-    app.connect("autodoc-process-signature", constructor_signature)
+    app.connect("autodoc-process-signature", readable_signature)
+    app.connect("autodoc-skip-member", skip_unsaid)
     return {"parallel_read_safe": True}
