@@ -70,8 +70,8 @@ def _check_free(base: Path, version: int) -> None:
     taken = _versions(base)
     if version in taken:
         raise KerasBNError(
-            f"version {version} exists already as {base / taken[version]}; a model server may be reading it, so "
-            "export to another number, or to version=None for the next free one."
+            f"version {version} exists already as {base / taken[version]}; a model server may be reading it, "
+            "so export to another number, or to version=None for the next free one."
         )
 
 
