@@ -20,8 +20,8 @@ T = TypeVar("T")
 class AsyncClient(Settings):
     """`Client` for asyncio: the same arguments and methods, to be awaited.
 
-    The connections belong to the event loop of the first call. Close it with `await client.close()` or
-    `async with`.
+    The connections belong to the event loop of the first call; the client may be made before. Close it with
+    `await client.close()` or `async with`.
     """
 
     _connect = staticmethod(connect_async)

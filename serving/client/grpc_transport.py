@@ -1,5 +1,7 @@
 """gRPC over one channel, with threads and with asyncio."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -25,7 +27,7 @@ class GrpcTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._metadata = _metadata(endpoint)
-        self._channel = _channel(grpc, endpoint)
+        self._channel = _opener(grpc, endpoint)()
 
     def send(self, exchange: Exchange) -> bytes:
         """See Transport."""
@@ -45,11 +47,12 @@ class AsyncGrpcTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._metadata = _metadata(endpoint)
-        self._channel = _channel(grpc.aio, endpoint)
+        # A channel belongs to the event loop it is made in, which is that of the first call.
+        self._channel = functools.cache(_opener(grpc.aio, endpoint))
 
     async def send(self, exchange: Exchange) -> bytes:
         """See AsyncTransport."""
-        call = self._channel.unary_unary(exchange.path)
+        call = self._channel().unary_unary(exchange.path)
         try:
             return await call(exchange.body, timeout=exchange.timeout, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -57,18 +60,19 @@ class AsyncGrpcTransport:
 
     async def close(self) -> None:
         """See AsyncTransport."""
-        await self._channel.close()
+        await self._channel().close()
 
 
-def _channel(library: Any, endpoint: Endpoint) -> Any:
+def _opener(library: Any, endpoint: Endpoint) -> Callable[[], Any]:
+    """Return what opens the channel; the files for TLS are read now."""
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     target = (
         f"unix:{endpoint.path}" if endpoint.scheme == "unix" else f"dns:///{host}:{endpoint.port or 8500}"
     )
     options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if endpoint.is_loopback else _OPTIONS
     if endpoint.scheme == "grpcs":
-        return library.secure_channel(target, _credentials(endpoint), options=options)
-    return library.insecure_channel(target, options=options)
+        return functools.partial(library.secure_channel, target, _credentials(endpoint), options)
+    return functools.partial(library.insecure_channel, target, options)
 
 
 def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:

@@ -1,7 +1,11 @@
-"""One local server for the tests of the client, with a model for each thing a client can meet."""
+"""The server of the tests, with a model for each thing a client can meet: ours, and a real one on PATH."""
 
+import contextlib
 import pathlib
+import shutil
 import socket
+import subprocess
+import types
 
 import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import pytest
@@ -92,11 +96,29 @@ def models(tmp_path_factory) -> pathlib.Path:
     return root
 
 
-@pytest.fixture(scope="package")
-def server(models):
-    with launch(
-        model_config_file=models / "models.config", allow_version_labels_for_unavailable_models=True
-    ) as running:
+@contextlib.contextmanager
+def launch_real(**flags):
+    """A tensorflow_model_server with the interface of `launch`."""
+    running = types.SimpleNamespace(port=unused_port(), rest_port=unused_port())
+    flags |= {"port": running.port, "rest_api_port": running.rest_port}
+    command = ["tensorflow_model_server", *(f"--{name}={value}" for name, value in flags.items())]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield running
+    process.terminate()
+    process.wait(60)
+
+
+REAL = [pytest.param(launch_real, marks=pytest.mark.tfserving, id="tfserving")]
+SERVERS = [pytest.param(launch, id="local"), *(REAL if shutil.which("tensorflow_model_server") else [])]
+
+
+@pytest.fixture(scope="package", params=SERVERS)
+def server(request, models):
+    flags = {
+        "model_config_file": models / "models.config",
+        "allow_version_labels_for_unavailable_models": True,
+    }
+    with request.param(**flags) as running:
         with Client(f"http://localhost:{running.rest_port}", "affine") as client:
             for version in (1, 2):  # the ports open when one of them is up
                 client.wait_until_ready(60, version=version)
@@ -114,8 +136,12 @@ def client(address):
         yield connected
 
 
-@pytest.fixture
-def free_port():
+def unused_port() -> int:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    return unused_port()

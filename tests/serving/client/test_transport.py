@@ -235,6 +235,19 @@ def test_grpc_metadata_and_retries(asynchronous):
     server.stop(None)
 
 
+def test_an_async_client_may_be_made_before_the_loop_runs():
+    server, port = grpc_server(available, lambda server: server.add_insecure_port("localhost:0"))
+    client = AsyncClient(f"grpc://localhost:{port}")
+
+    async def ask_and_close():
+        status = await client.status()
+        await client.close()
+        return status
+
+    assert asyncio.run(ask_and_close()) == READY
+    server.stop(None)
+
+
 @both
 def test_a_unix_socket(tmp_path_factory, asynchronous):
     path = tmp_path_factory.mktemp("s") / "s"  # short: the system allows 107 characters
