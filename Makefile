@@ -27,6 +27,15 @@ demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digit
 test: check  ## lint, type-check and run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+BACKEND_TESTS := tests/layers tests/statistics/test_moments.py tests/statistics/test_running.py tests/inspection/test_callback.py
+
+.PHONY: test-backends
+test-backends: $(STAMP)  ## the layers' tests on each Keras backend: tensorflow, jax, torch
+	$(BIN)/python -m pip install --quiet -e ".[dev,backends]"
+	for backend in tensorflow jax torch; do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile $(BACKEND_TESTS) || exit 1; \
+	done
+
 .PHONY: check
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -35,15 +35,15 @@ def _tensorflow(layer, x, dy, mask):
 def _jax(layer, x, dy, mask):
     import jax
 
-    def run(weights, x):
-        y, state = layer.stateless_call(weights, fixed, x, training=True, mask=mask)
-        return y, state
-
-    layer.build(x.shape)
+    if not layer.built:
+        layer.build(x.shape)
     fixed = [w.value for w in layer.non_trainable_variables]
-    y, pull, state = jax.vjp(
-        run, [w.value for w in layer.trainable_variables], jax.numpy.asarray(x), has_aux=True
-    )
+
+    def run(weights, x):
+        return layer.stateless_call(weights, fixed, x, training=True, mask=mask)
+
+    weights = [w.value for w in layer.trainable_variables]
+    y, pull, state = jax.vjp(run, weights, jax.numpy.asarray(x), has_aux=True)
     for variable, value in zip(layer.non_trainable_variables, state, strict=True):
         variable.assign(value)
     dweights, dx = pull(jax.numpy.asarray(dy, y.dtype))
@@ -53,7 +53,7 @@ def _jax(layer, x, dy, mask):
 def _torch(layer, x, dy, mask):
     import torch
 
-    x = keras.ops.convert_to_tensor(x).requires_grad_()
+    x = keras.ops.convert_to_tensor(x, str(x.dtype)).requires_grad_()
     y = layer(x, training=True, mask=mask)
     values = [x, *(w.value for w in layer.trainable_variables)]
     dx, *dweights = torch.autograd.grad(y, values, keras.ops.cast(dy, y.dtype))

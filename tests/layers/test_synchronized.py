@@ -76,9 +76,9 @@ def _workers(paths):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 @pytest.mark.parametrize("run", [_mirrored, _workers])
 def test_replicas_together_are_one(run, tmp_path):
-    pytest.importorskip("tensorflow")
     cases = [_data(*case) for case in CASES]
     paths = [str(tmp_path / f"data_{index}.npz") for index in range(len(cases))]
     for path, data in zip(paths, cases, strict=True):

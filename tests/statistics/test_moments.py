@@ -21,7 +21,7 @@ def test_agree_with_the_oracle(axis, masked):
     x = rng.normal(2, 3, (4, 5, 6)).astype("float32")
     mask = rng.random(x.shape) < 0.5 if masked else None
     expected = reference.batch_moments(x, axis, mask)
-    count, mean, variance = _numpy(batch_moments(x, axis, mask))
+    count, mean, variance = _numpy(batch_moments(ops.convert_to_tensor(x), axis, mask))
     np.testing.assert_array_equal(np.broadcast_to(count, mean.shape), expected.count)
     np.testing.assert_allclose(mean, expected.mean, atol=1e-6)  # means near 2, a few roundings
     np.testing.assert_allclose(variance, expected.variance, rtol=1e-6)
@@ -44,7 +44,7 @@ def test_masks_align_with_the_axes_that_are_not_channels(mask_shape, axis, align
     assert tuple(mask.shape) == aligned
     x = np.random.default_rng(1).normal(size=(4, 5, 6)).astype("float32")
     expected = reference.batch_moments(x, axis, ops.convert_to_numpy(mask))
-    count, mean, variance = _numpy(batch_moments(x, axis, mask))
+    count, mean, variance = _numpy(batch_moments(ops.convert_to_tensor(x), axis, mask))
     np.testing.assert_allclose(np.broadcast_to(count, mean.shape), expected.count, rtol=1e-6)
     np.testing.assert_allclose(mean, expected.mean, atol=1e-6)
     np.testing.assert_allclose(variance, expected.variance, rtol=1e-5)
@@ -65,7 +65,9 @@ def test_merging_is_the_same_as_taking_all_at_once(sizes, mean):
     parts = [rng.normal(mean, 1, (size, 2)).astype("float32") for size in sizes]
     stacked = [
         np.stack([np.broadcast_to(v, 2) for v in column])
-        for column in zip(*(_numpy(batch_moments(part, -1)) for part in parts), strict=True)
+        for column in zip(
+            *(_numpy(batch_moments(ops.convert_to_tensor(part), -1)) for part in parts), strict=True
+        )
     ]
     found = _numpy(merged(Moments(*map(ops.convert_to_tensor, stacked))))
     expected = reference.batch_moments(np.concatenate(parts))

@@ -11,7 +11,7 @@ from keras_bn.statistics.moments import Moments
 
 def _variables(batches_seen=None):
     mean, variance = keras.Variable([1.0, 1.0]), keras.Variable([4.0, 4.0])
-    return mean, variance, None if batches_seen is None else keras.Variable(batches_seen, dtype="int32")
+    return mean, variance, None if batches_seen is None else keras.Variable(batches_seen, dtype="int32", trainable=False)
 
 
 def _moments(count):
