@@ -120,7 +120,7 @@ SHARED = dict(
     momentum=0.9,
 )
 EXPERIMENT = Experiment(
-    fast=dict(SHARED, seeds=1, steps=60, every=20, padded_to=[8, 16]),
+    fast=dict(SHARED, seeds=1, steps=60, every=20, padded_to=[16]),
     full=dict(SHARED, seeds=3, steps=1000, every=25, padded_to=[8, 16, 32, 64]),
     variants=variants,
     run=run,

@@ -136,13 +136,12 @@ SHARED = dict(
     units=128,
     batch_size=64,
     learning_rate=2e-3,
-    fine_tuning_rates=[0.002, 0.02],
     momentum=0.9,
     every=10,
 )
 EXPERIMENT = Experiment(
-    fast=dict(SHARED, seeds=1, steps=60, fine_tuning_steps=20),
-    full=dict(SHARED, seeds=3, steps=200, fine_tuning_steps=200),
+    fast=dict(SHARED, seeds=1, steps=60, fine_tuning_steps=20, fine_tuning_rates=[0.02]),
+    full=dict(SHARED, seeds=3, steps=200, fine_tuning_steps=200, fine_tuning_rates=[0.002, 0.02]),
     variants=lambda settings: list(VARIANTS),
     run=run,
     draw=draw,
