@@ -131,4 +131,4 @@ class AsyncClient(Settings):
     async def _do(self, step: Any) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        return step.read(await self._transport.send(step))
+        return step.result(await self._transport.send(step))

@@ -187,4 +187,4 @@ class Client(Settings):
     def _do(self, step: Any) -> Any:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
-        return step.read(self._transport.send(step))
+        return step.result(self._transport.send(step))

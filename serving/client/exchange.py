@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from serving.client.metadata import Signature
+from serving.errors import InternalError, ServingError
 
 T = TypeVar("T")
 Features = Mapping[str, Any]
@@ -25,6 +26,15 @@ class Exchange:
     read: Callable[[bytes], Any]
     timeout: float = 0.0
     idempotent: bool = True
+
+    def result(self, body: bytes) -> Any:
+        """Return what the answer says; InternalError if it is not TF Serving's kind of answer."""
+        try:
+            return self.read(body)
+        except ServingError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise InternalError(f"the answer cannot be read ({error!r}); it begins {body[:200]!r}") from error
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,13 @@ def test_a_model_may_fail():
         client.predict([1])
 
 
+def test_an_error_of_the_function_is_its_own():
+    with pytest.raises(ZeroDivisionError):
+        FakeClient({"default": FakeModel(SIGNATURE, lambda inputs: 1 / 0)}).predict([1])
+    with pytest.raises(KeyError, match="'y'"):
+        FakeClient({"default": FakeModel(SIGNATURE, lambda inputs: {})}).predict([1])
+
+
 def test_asyncio():
     async def ask():
         async with AsyncFakeClient(MODELS, "double") as client:
