@@ -97,7 +97,7 @@ def prove(
             return proven
     if warn:
         warnings.warn(
-            f"{what} gave every example the same output, so that no example changes another says "
+            f"{what} gave every example nearly the same output, so that none changes another says "
             "little; pass examples of which the outputs differ.",
             stacklevel=3,
         )
