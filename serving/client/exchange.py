@@ -33,7 +33,7 @@ class Exchange:
             return self.read(body)
         except ServingError:
             raise
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise InternalError(f"the answer cannot be read ({error!r}); it begins {body[:200]!r}") from error
 
 

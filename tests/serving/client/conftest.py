@@ -132,7 +132,7 @@ def address(request, server):
 
 @pytest.fixture(scope="package")
 def client(address):
-    with Client(address, model="affine") as connected:
+    with Client(address, model="affine", timeout=60) as connected:  # a busy machine is not a failure
         yield connected
 
 

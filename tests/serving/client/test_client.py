@@ -169,7 +169,7 @@ def test_threads_share_a_client(client):
 
 def test_asyncio(address, tmp_path):
     async def ask() -> None:
-        async with AsyncClient(address, "affine") as client:
+        async with AsyncClient(address, "affine", timeout=60) as client:
             assert await client.wait_until_ready(5) == 2
             answers = await asyncio.gather(*(client.predict(X * i) for i in range(20)))
             np.testing.assert_array_equal(answers, [X * i * 3 for i in range(20)])

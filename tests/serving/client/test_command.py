@@ -16,7 +16,9 @@ from serving.client.command import query
 @pytest.fixture
 def run(address):
     def invoke(*arguments, **options):
-        return CliRunner().invoke(query, ["--url", address, "--model", "affine", *arguments], **options)
+        return CliRunner().invoke(
+            query, ["--url", address, "--model", "affine", "--timeout", "60", *arguments], **options
+        )
 
     return invoke
 

@@ -58,6 +58,12 @@ def test_any_bytes(body):
             read(exchange, body)
 
 
+def test_a_nesting_beyond_the_stack():
+    exchange = exchanges(RestCodec(), FLOAT)["outputs"]
+    with pytest.raises(InternalError, match="RecursionError"):
+        exchange.result(b'{"outputs": ' + b"[" * 100_000)
+
+
 def test_the_message_shows_the_answer():
     exchange = exchanges(RestCodec(), FLOAT)["outputs"]
     with pytest.raises(
