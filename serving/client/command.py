@@ -48,7 +48,9 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 )
 @click.option("--status", "ask", flag_value="status", help="Print the state of the versions instead.")
 @click.option("--metadata", "ask", flag_value="metadata", help="Print the signatures instead.")
-@click.option("--wait", type=float, metavar="SECONDS", help="First wait until the model is available.")
+@click.option(
+    "--wait", type=float, metavar="SECONDS", help="First wait until the model (or --version) is up."
+)
 @click.option(
     "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For the call."
 )
@@ -89,12 +91,12 @@ def query(
     The exit code is 0 for an answer, 1 for an error of the server or the connection, 2 for a wrong
     command line.
     """
+    if ask is None and data is None:
+        raise click.UsageError("INPUT is missing; --help shows what it can be.")
     try:
         with Client(url, model=model, timeout=timeout, ca=ca, cert=cert, key=key) as client:
             if wait is not None:
-                client.wait_until_ready(wait)
-            if ask is None and data is None:
-                raise click.UsageError("INPUT is missing; --help shows what it can be.")
+                client.wait_until_ready(wait, version=request["version"])
             answer = _inform(client, ask, request) if ask else _infer(client, str(data), request)
     except ServingError as error:
         raise click.ClickException(f"{error.code}: {error}") from error
@@ -173,10 +175,14 @@ def _read_image(path: pathlib.Path, signature: Signature, scale: float) -> Any:
 
 
 def _save(path: pathlib.Path, answer: Any) -> None:
-    if isinstance(answer, dict):
-        np.savez(path, **answer)
-    else:
-        np.save(path, answer)
+    try:
+        with path.open("wb") as file:
+            if isinstance(answer, dict):
+                np.savez(file, **answer)
+            else:
+                np.save(file, answer)
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _to_json(answer: Any) -> str:

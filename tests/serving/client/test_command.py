@@ -92,6 +92,12 @@ def test_status_metadata_and_waiting(run):
         (["none.npy"], 2, "none.npy cannot be read"),
         (["none.png"], 2, "none.png cannot be read: no such file"),
         (["--label", "stable"], 2, "INPUT is missing"),
+        (["[[1, 2, 3]]", "--save", "/nowhere/y.npy"], 1, "/nowhere/y.npy cannot be written: No such file"),
+        (
+            ["--status", "--wait", "0.3", "--version", "9"],
+            1,
+            "DEADLINE_EXCEEDED: model affine is not available",
+        ),
         (["[[1, 2, 3]]", "--label", "stable", "--version", "1"], 1, "not both"),
         (["1", "--version", "one"], 2, "'one' is not a valid integer"),
     ],
