@@ -1,4 +1,4 @@
-"""Sphinx configuration: Markdown pages, the API from docstrings, and nothing fetched from a network."""
+"""Sphinx: Markdown pages, the API from docstrings, nothing fetched from a network."""
 
 import sys
 from importlib.metadata import version as version_of
@@ -21,13 +21,15 @@ extensions = [
     "repository",
 ]
 exclude_patterns = ["_extensions"]
-suppress_warnings = ["misc.highlighting_failure"]
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_block"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # <keras:7265> is a link to that issue, written keras#7265.
 myst_url_schemes = {"http": None, "https": None, "mailto": None} | {
-    scheme: {"url": f"https://github.com/{repository}/issues/{{{{path}}}}", "title": f"{scheme}#{{{{path}}}}"}
+    scheme: {
+        "url": f"https://github.com/{repository}/issues/{{{{path}}}}",
+        "title": f"{scheme}#{{{{path}}}}",
+    }
     for scheme, repository in {
         "keras": "keras-team/keras",
         "keras-core": "keras-team/keras-core",
@@ -39,7 +41,11 @@ myst_url_schemes = {"http": None, "https": None, "mailto": None} | {
     }.items()
 }
 
-autodoc_default_options = {"members": True, "undoc-members": False, "member-order": "bysource"}
+autodoc_default_options = {
+    "members": True,
+    "undoc-members": False,
+    "member-order": "bysource",
+}
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Array": "Array"}
 autodoc_preserve_defaults = True

@@ -14,7 +14,11 @@ class CommandHelp(SphinxDirective):
 
     def run(self):
         result = CliRunner().invoke(
-            main, [*self.arguments, "--help"], prog_name="keras-bn", terminal_width=88, max_content_width=88
+            main,
+            [*self.arguments, "--help"],
+            prog_name="keras-bn",
+            terminal_width=88,
+            max_content_width=88,
         )
         text = result.output.strip()
         block = nodes.literal_block(text, text)

@@ -1,4 +1,4 @@
-"""What Sphinx would misread in our docstrings, which are written to be read as plain text."""
+"""What Sphinx would misread in docstrings that are written to be read as plain text."""
 
 import inspect
 import re
@@ -18,7 +18,9 @@ def keep_formulas(app, what, name, obj, options, lines):
         if line and not indented:
             following = lines[number + 1] if number + 1 < len(lines) else ""
             in_section = bool(SECTION.match(line)) and following.startswith(" ")
-        starts_block = indented and not in_section and number and not lines[number - 1].strip()
+        starts_block = (
+            indented and not in_section and number and not lines[number - 1].strip()
+        )
         if starts_block and not _in_block(result):
             result += ["::", ""]
         result.append(line)
@@ -26,20 +28,27 @@ def keep_formulas(app, what, name, obj, options, lines):
 
 
 def _in_block(lines):
-    return next((line.startswith("    ") for line in reversed(lines) if line.strip()), False)
+    return next(
+        (line.startswith("    ") for line in reversed(lines) if line.strip()), False
+    )
 
 
 def readable_signature(app, what, name, obj, options, signature, return_annotation):
-    """The arguments of a layer, which Keras hides behind `*args, **kwargs`, and aliases by their names."""
-    if what == "class" and issubclass(obj, (keras.layers.Layer, keras.callbacks.Callback)):
+    """A layer's arguments, which Keras hides behind `*args`; aliases by their names."""
+    of_keras = (keras.layers.Layer, keras.callbacks.Callback)
+    if what == "class" and issubclass(obj, of_keras):
         parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
-        return stringify_signature(inspect.Signature(parameters), unqualified_typehints=True), None
-    return tuple(text and ALIAS.sub(r"\1", text) for text in (signature, return_annotation))
+        arguments = inspect.Signature(parameters)
+        return stringify_signature(arguments, unqualified_typehints=True), None
+    return tuple(
+        text and ALIAS.sub(r"\1", text) for text in (signature, return_annotation)
+    )
 
 
 def skip_unsaid(app, what, name, obj, skip, options):
-    """Leave out the fields of a named tuple, which Python documents by their numbers."""
-    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+    """Leave out a named tuple's fields, which Python documents by their numbers."""
+    unsaid = str(getattr(obj, "__doc__", "")).startswith("Alias for field number")
+    return True if unsaid else None
 
 
 def setup(app):

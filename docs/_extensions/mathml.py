@@ -1,4 +1,4 @@
-"""Formulas as MathML, made while building: every current browser shows it, with no script to load."""
+"""Formulas as MathML, which every current browser shows with no script to load."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -10,7 +10,9 @@ def inline(translator, node):
 
 
 def block(translator, node):
-    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    translator.body.append(
+        f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>'
+    )
     raise nodes.SkipNode
 
 

@@ -1,8 +1,9 @@
 """Pages of the repository as pages of the site.
 
-A page that only includes a file of the repository lies where that file does (`docs/serving/README.md`
-includes `serving/README.md`), so links between such files hold on the site too. What the site has no page
-for, such as a configuration file, is linked where it is, and a folder is only named.
+A page that only includes a file of the repository lies where that file does
+(`docs/serving/README.md` includes `serving/README.md`), so links between such files
+hold on the site too. What the site has no page for, such as a configuration file, is
+linked where it is, and a folder is only named.
 """
 
 import os
@@ -20,7 +21,8 @@ def expand(app, docname, source):
         return
     file = (page / found[1]).resolve()
     if not file.exists():  # results are written by commands, and may not have been yet
-        source[0] = f"# {file.stem}\n\nThis checkout has no `{file.relative_to(DOCS.parent)}`.\n"
+        name = file.relative_to(DOCS.parent)
+        source[0] = f"# {file.stem}\n\nThis checkout has no `{name}`.\n"
         return
 
     def link(match):
