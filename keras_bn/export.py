@@ -74,6 +74,9 @@ def export(
             `base_path` is a file or cannot be written; the model has no single input of images; or the proof
             failed. No version appears.
 
+    Warns:
+        UserWarning: the proof says little, as in `verify_inference_mode`.
+
     >>> import tempfile
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
     >>> with tempfile.TemporaryDirectory() as base_path:

@@ -145,9 +145,9 @@ def test_outputs_have_the_right_names(tmp_path):
 
 
 def test_names_that_a_signature_cannot_have(tmp_path):
-    inputs = keras.Input((3,), name="my-image 1")
+    inputs = keras.Input((3,), name="_my-image 1")
     path = keras_bn.export(keras.Model(inputs, layers.Dense(2, name="my-scores")(inputs)), tmp_path)
-    assert set(ask(path, {"my_image_1": normal(2, 3)})) == {"my-scores"}
+    assert set(ask(path, {"_my_image_1": normal(2, 3)})) == {"my-scores"}
 
 
 def warm_up_requests(path):
@@ -328,3 +328,9 @@ def test_nan_in_the_weights(tmp_path, variable):
     with pytest.raises(keras_bn.KerasBNError, match=r"(?i)nan|not finite"):
         keras_bn.export(model, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_another_backend(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(keras_bn.KerasBNError, match="made with Keras on TensorFlow, not on jax"):
+        keras_bn.export(conv_net(), tmp_path)

@@ -32,8 +32,13 @@ def predict_signature(model: keras.Model) -> Signature:
 
     Raises:
         KerasBNError: `model` is not a Keras model, is not built, or is subclassed, so that nothing says what
-            its inputs are.
+            its inputs are; or Keras runs on another backend than TensorFlow.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise KerasBNError(
+            f"a SavedModel is made with Keras on TensorFlow, not on {keras.backend.backend()}; save the model "
+            "as .keras, and load and export it with KERAS_BACKEND=tensorflow."
+        )
     if not isinstance(model, keras.Model):
         raise KerasBNError(f"expected a Keras model, got {type(model).__name__}.")
     if isinstance(model, keras.Sequential) and not model.built:

@@ -19,8 +19,7 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 def check_target(base_path: PathLike, version: int | None) -> Path:
-    """Return the folder of the versions; `KerasBNError` where `publish` would refuse, before any work is
-    done."""
+    """Return the folder of the versions, or raise where `publish` would refuse."""
     if "://" in os.fspath(base_path):
         raise KerasBNError(
             f"base_path {base_path} is not a local folder; export to one and copy the version."
