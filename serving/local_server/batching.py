@@ -92,8 +92,9 @@ class Parameters:
 class _Task:
     """One request in the queue: its tensors, and the parts of its result by first row."""
 
-    def __init__(self, feeds: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, feeds: Mapping[str, np.ndarray], timeout_ms: int) -> None:
         self.feeds = feeds
+        self.timeout_ms = timeout_ms
         self.parts: dict[int, list[np.ndarray]] = {}
         self.error: StatusError | None = None
         self.queued = time.perf_counter()
@@ -141,13 +142,14 @@ class Batcher:
         rows = self._rows(feeds)
         if rows == 0:  # nothing to wait for
             return self._run(feeds, fetches, timeout_ms)
-        task, number = _Task(feeds), next(self._numbers)
+        queue = self._queue(tuple(sorted(feeds)), tuple(fetches))
+        task, number = _Task(feeds, timeout_ms), next(self._numbers)
         metrics.INPUT_BATCH.observe(rows)
         self._tasks[number] = task
         try:
             index = np.stack([np.full(rows, number), np.arange(rows)], axis=1)
-            queue = self._queue(tuple(sorted(feeds)), tuple(fetches))
-            self._session.run({f"{queue}/rows:0": index}, [f"{queue}/batch:0"], timeout_ms)
+            # No time limit here: it is the run of the batch that is cut short, when no task of it has time left.
+            self._session.run({f"{queue}/rows:0": index}, [f"{queue}/batch:0"])
         finally:
             del self._tasks[number]
         return task.result()
@@ -219,18 +221,15 @@ class Batcher:
         return index[:, 0]
 
     def _run_pieces(self, pieces: list[tuple[_Task, int, int]], fetches: tuple[str, ...]) -> None:
-        seen: set[tuple[int, int]] = set()
         names = list(pieces[0][0].feeds)
         feeds = {name: self._join(name, [task.feeds[name][a:b] for task, a, b in pieces]) for name in names}
         sizes = [stop - start for _, start, stop in pieces]
         now = time.perf_counter()
-        for task, start, _ in pieces:
-            if (id(task), start) not in seen:
-                metrics.QUEUING_LATENCY.observe((now - task.queued) * 1e6, "")
-            seen.add((id(task), start))
+        for task in {id(task): task for task, _, _ in pieces}.values():
+            metrics.QUEUING_LATENCY.observe((now - task.queued) * 1e6, "")
         metrics.BATCHED_RUNS.add()
         metrics.PROCESSED_BATCH.observe(sum(sizes))
-        outputs = self._run(feeds, fetches)
+        outputs = self._run(feeds, fetches, _time_left([task for task, _, _ in pieces]))
         for output in outputs:
             if output.ndim == 0:
                 raise StatusError("FAILED_PRECONDITION", "Batched output tensor has 0 dimensions")
@@ -261,6 +260,17 @@ class Batcher:
                 )
             arrays = _padded(arrays)
         return np.concatenate(arrays)
+
+
+def _time_left(tasks: list[_Task]) -> int:
+    """Milliseconds until the last of these tasks runs out of time; 0 if one has no limit."""
+    if any(task.timeout_ms <= 0 for task in tasks):
+        return 0
+    now = time.perf_counter()
+    left = max(task.timeout_ms - (now - task.queued) * 1e3 for task in tasks)
+    if left <= 0:
+        raise StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue")
+    return max(int(left), 1)
 
 
 def _pieces(index: np.ndarray) -> list[tuple[int, int, int]]:

@@ -70,7 +70,8 @@ def parse(body: bytes) -> Any:
         except (ValueError, RecursionError):
             pass
         else:
-            return _restore(value, numbers) if numbers else value
+            if isinstance(value, dict | list):  # a bare number may have been taken for less than it is: `1.`
+                return _restore(value, numbers) if numbers else value
     return json_conformant.parse(body)
 
 

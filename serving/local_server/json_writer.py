@@ -125,7 +125,9 @@ def _tokens(value: Any, depth: int) -> Iterator[str | None]:
                 stack.append((member, ("," if index else "") + line + quoted(key) + ": ", depth + 1))
         else:
             text = _scalar_text(item)
-            yield before + text if text is not None else None
+            yield before + (text or "")
+            if text is None:
+                yield None
 
 
 class _Text(str):

@@ -97,11 +97,11 @@ def to_array(value: Any, dtype: int, alias: str = "") -> np.ndarray:
         if array is not None:
             return array
     flat, shape = _flatten(value)
+    if len(shape) > tensors.MAX_RANK:
+        raise invalid_argument(f"tensor parsing error: {alias}")
     if flat is None:
         _explain(value, dtype, shape)
         raise invalid_argument("Encountered a list at an unexpected place")
-    if len(shape) > tensors.MAX_RANK:
-        raise invalid_argument(f"tensor parsing error: {alias}")
     return _cast(flat, dtype).reshape(shape)
 
 
@@ -120,7 +120,7 @@ def from_numbers(array: np.ndarray, dtype: int) -> np.ndarray | None:
 def _flatten(value: Any) -> tuple[list[Any] | None, list[int]]:
     """The leaves of a nesting of lists, None if it is ragged, and the shape its first elements say it has."""
     level, shape, ragged = [value], [], False
-    while level and isinstance(level[0], list | Numbers):
+    while level and isinstance(level[0], list | Numbers) and len(shape) <= tensors.MAX_RANK:
         level = [item.to_list() if isinstance(item, Numbers) else item for item in level]
         size = len(level[0])
         shape.append(size)

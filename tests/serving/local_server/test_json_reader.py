@@ -1,0 +1,158 @@
+"""Reading JSON: Python's `json` is the oracle for documents that both accept."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from serving.local_server import json_conformant, json_reader
+from serving.local_server.json_conformant import ParseError
+from serving.local_server.json_reader import Numbers
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=_VALUES, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_both_parsers_agree_with_json(value: Any, ascii_only: bool, indent: int | None) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    for parse in (json_reader.parse, json_conformant.parse):
+        assert parse(text) == value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60) | st.text('[]{},:"\\01e.-aNnulItrf ', max_size=60).map(str.encode))
+def test_any_bytes_give_a_value_or_a_parse_error(body: bytes) -> None:
+    try:
+        quick = json_reader.parse(body)
+    except ParseError as error:
+        assert str(error).startswith("JSON Parse error: ")
+        with pytest.raises(ParseError):
+            json_conformant.parse(body.removeprefix(b"\xef\xbb\xbf"))
+    else:
+        assert repr(quick) == repr(json_conformant.parse(body.removeprefix(b"\xef\xbb\xbf")))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'{"a": 1, "a": 2}', {"a": 1}),
+        (b'{"a": 1} garbage', {"a": 1}),
+        (b"\xef\xbb\xbf[1]", [1]),
+        (b"[Inf, -Inf, Infinity, -Infinity]", [math.inf, -math.inf, math.inf, -math.inf]),
+        (b'["\xff"]', ["\udcff"]),
+        (b'["\\ud83d\\ude00"]', ["\U0001f600"]),
+        (b"[1e308, 1E-400]", [1e308, 0.0]),
+    ],
+)
+def test_what_the_real_server_accepts(text: bytes, value: Any) -> None:
+    assert json_reader.parse(text) == value
+
+
+def test_nan_in_all_spellings() -> None:
+    assert all(map(math.isnan, json_reader.parse(b"[NaN, -NaN]")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"[1,]",
+        b"{'a': 1}",
+        b"[01]",
+        b"[1e999]",
+        b"[Nan]",
+        b"[+1]",
+        b'["\\ud800"]',
+        b'["\\udc00"]',
+        b"[1.]",
+        b"[1e]",
+        b"[.5]",
+        b'["a\nb"]',
+        b'["\\x"]',
+        b'{"a" 1}',
+        b"[1 2]",
+        b"[1] x"[:2],
+        b'["abc',
+    ],
+)
+def test_what_the_real_server_refuses(text: bytes) -> None:
+    with pytest.raises(ParseError):
+        json_reader.parse(text)
+
+
+def test_depth_has_no_limit() -> None:
+    depth = 100_000
+    value = json_reader.parse(b"[" * depth + b"]" * depth)
+    for _ in range(depth - 1):
+        (value,) = value
+    assert value == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    array=st.one_of(
+        arrays.arrays(np.float64, arrays.array_shapes(max_dims=4, max_side=40).filter(lambda s: np.prod(s) > 2000),
+                      elements=st.floats(-1e3, 1e3), fill=st.just(0.125)),
+        arrays.arrays(np.int64, st.just((50, 20, 3)), fill=st.just(7)),
+    ),
+    indent=st.sampled_from([None, 1]),
+)  # fmt: skip
+def test_a_big_array_is_lifted_whole(array: np.ndarray, indent: int | None) -> None:
+    document = {"signature_name": "s", "inputs": {"image": array.tolist(), "k": [1]}}
+    parsed = json_reader.parse(json.dumps(document, indent=indent).encode())
+    numbers = parsed["inputs"].pop("image")
+    assert isinstance(numbers, Numbers)
+    assert numbers.array.dtype == array.dtype
+    np.testing.assert_array_equal(numbers.array, array)
+    assert numbers.to_list() == array.tolist()
+    assert parsed == {"signature_name": "s", "inputs": {"k": [1]}}
+
+
+def test_arrays_are_lifted_wherever_they_stand() -> None:
+    image = np.arange(3000.0).reshape(30, 100) / 7
+    for document, where in (
+        ({"instances": image.tolist()}, lambda value: [value["instances"]]),
+        ({"instances": [image.tolist(), image.tolist()]}, lambda value: [value["instances"]]),
+        ({"instances": [{"a": image.tolist()}, {"a": image.tolist()}]}, lambda value: [i["a"] for i in value["instances"]]),
+    ):  # fmt: skip
+        for numbers in where(json_reader.parse(json.dumps(document).encode())):
+            assert isinstance(numbers, Numbers)
+            np.testing.assert_array_equal(numbers.array.reshape(-1, 100)[:30], image)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda text: text.replace(b"2999]", b"2999, 3]"),  # ragged
+        lambda text: text.replace(b"5,", b"5,,", 1),
+        lambda text: text.replace(b"5,", b"NaN,", 1),
+        lambda text: text.replace(b"5,", b"1e999,", 1),
+        lambda text: text.replace(b"5,", b"05,", 1),
+        lambda text: text.replace(b"5,", b"[5],", 1),
+        lambda text: text.replace(b"5,", b"99999999999999999999999,", 1),
+    ],
+)
+def test_what_is_no_rectangle_of_plain_numbers_is_left_to_the_parser(bad: Any) -> None:
+    text = bad(json.dumps({"inputs": np.arange(3000).reshape(30, 100).tolist()}).encode())
+    try:
+        value = json_reader.parse(text)
+    except ParseError:
+        with pytest.raises(ParseError):
+            json_conformant.parse(text)
+    else:
+        assert not isinstance(value["inputs"], Numbers)
+        assert repr(value) == repr(json_conformant.parse(text))
