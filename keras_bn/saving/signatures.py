@@ -36,8 +36,8 @@ def predict_signature(model: keras.Model) -> Signature:
     """
     if keras.backend.backend() != "tensorflow":
         raise KerasBNError(
-            f"a SavedModel is made with Keras on TensorFlow, not on {keras.backend.backend()}; save the model "
-            "as .keras, and load and export it with KERAS_BACKEND=tensorflow."
+            f"a SavedModel is made with Keras on TensorFlow, not on {keras.backend.backend()}; save the "
+            "model as .keras, and load and export it with KERAS_BACKEND=tensorflow."
         )
     if not isinstance(model, keras.Model):
         raise KerasBNError(f"expected a Keras model, got {type(model).__name__}.")
