@@ -16,6 +16,7 @@ from benchmarks.experiments.plots import (
     Figure,
     accuracy_curves,
     curve,
+    loss_axis,
     panels,
     step_axis,
 )
@@ -59,7 +60,8 @@ def draw(results: Results) -> Figure:
         history = results.of(variant)[0]
         curve(right, history["step"], results.values(variant, "loss"), variant, color=colour)
     step_axis(right, history["step"])
-    right.set(title="Cross-entropy", ylabel="test loss", yscale="log")
+    loss_axis(right)
+    right.set_title("Cross-entropy")
     return figure
 
 

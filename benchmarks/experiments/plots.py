@@ -98,6 +98,14 @@ def step_axis(axes: Axes, measured: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def loss_axis(axes: Axes) -> None:
+    """Test loss on a log axis."""
+    axes.set(yscale="log", ylabel="test loss")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path` as PNG and as SVG; the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

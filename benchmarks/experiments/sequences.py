@@ -15,13 +15,14 @@ from keras import ops
 
 from benchmarks.experiments.data import Data
 from benchmarks.experiments.experiment import Experiment, Settings
-from benchmarks.experiments.plots import BLUE, ORANGE, Figure, accuracy_curves, curve, panels, percent_axis
+from benchmarks.experiments.plots import BLUE, ORANGE, Figure, accuracy_curves, curve, panels
 from benchmarks.experiments.results import Results
-from benchmarks.experiments.tables import aligned, percent
-from benchmarks.experiments.training import train
+from benchmarks.experiments.tables import aligned, percent, steps
+from benchmarks.experiments.training import steps_to, train
 from keras_bn import BatchNormalization
 
 MASKS = {"with mask": BLUE, "without mask": ORANGE}
+TARGET = 0.9
 
 
 def network(pixels: int, masked: bool, settings: Settings) -> keras.Model:
@@ -91,14 +92,18 @@ def draw(results: Results) -> Figure:
     colours = {f"padded to {lengths[-1]}, {mask}": colour for mask, colour in MASKS.items()}
     accuracy_curves(left, results, colours, f"1 to {longest} images padded to {lengths[-1]}")
     for mask, colour in MASKS.items():
-        last = [results.values(f"padded to {length}, {mask}", "accuracy")[:, -1] for length in lengths]
-        curve(right, lengths, np.stack(last, axis=1), mask, color=colour, marker="o", ms=3)
-    right.set(title=f"After {results.settings['steps']} steps", xlabel="padded to")
+        needed = [steps_needed(results, f"padded to {length}, {mask}") for length in lengths]
+        curve(right, lengths, np.array(needed, "float64").T, mask, color=colour, marker="o", ms=3)
+    right.set(title=f"Steps to {TARGET:.0%}", xlabel="padded to", ylabel="training step", ylim=(0, None))
     right.set_xscale("log", base=2)
     right.set_xticks(lengths, [str(length) for length in lengths])
-    percent_axis(right)
-    right.legend(loc="lower left")
+    right.legend(loc="upper left")
     return figure
+
+
+def steps_needed(results: Results, variant: str) -> list[int | None]:
+    """For every seed the steps to the target accuracy, None where it was not reached."""
+    return [steps_to(history, TARGET) for history in results.of(variant)]
 
 
 def table(results: Results) -> str:
@@ -106,8 +111,11 @@ def table(results: Results) -> str:
     for variant in variants(results.settings):
         accuracy = results.values(variant, "accuracy")
         change = results.values(variant, "change_by_padding").max()
-        rows.append([variant, percent(accuracy.max(axis=1)), percent(accuracy[:, -1]), f"{change:.2g}"])
-    return aligned(["", "best accuracy %", "last accuracy %", "logit change by twice the padding"], rows)
+        needed = steps(steps_needed(results, variant))
+        rows.append([variant, needed, percent(accuracy.max(axis=1)), f"{change:.2g}"])
+    return aligned(
+        ["", f"steps to {TARGET:.0%}", "best accuracy %", "logit change by twice the padding"], rows
+    )
 
 
 SHARED = dict(

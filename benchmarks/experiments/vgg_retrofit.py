@@ -13,12 +13,12 @@ import numpy as np
 import keras_bn
 from benchmarks.experiments.data import Data
 from benchmarks.experiments.experiment import Experiment, Settings
-from benchmarks.experiments.plots import BLUE, GREEN, ORANGE, RED, Figure, curve, panels
+from benchmarks.experiments.plots import BLUE, GREEN, ORANGE, PINK, Figure, curve, loss_axis, panels
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.tables import aligned, percent
 from benchmarks.experiments.training import evaluate, predict, train
 
-VARIANTS = {"original": GREEN, "retrofitted": BLUE, "fast.ai way": ORANGE, "naive": RED}
+VARIANTS = {"original": GREEN, "retrofitted": BLUE, "fast.ai way": ORANGE, "naive": PINK}
 SHOWN_IMAGES = 20
 
 
@@ -99,17 +99,19 @@ def draw(results: Results) -> Figure:
         first = results.of(variant)[0]
         if variant != "original":
             before, after = np.ravel(first["before"]["logits"]), np.ravel(first["after"]["logits"])
-            scatter.plot(before, after, ".", color=colour, ms=4, label=variant)
+            top = 3 if variant == "retrofitted" else 2
+            scatter.plot(before, after, ".", color=colour, ms=4, label=variant, zorder=top)
         for axes, rate in zip(losses, rates, strict=True):
             key = f"fine-tuned at {rate}"
             curve(axes, first[key]["step"], results.values(variant, key, "loss"), variant, color=colour)
-            axes.set(title=f"Fine-tuning at learning rate {rate}", xlabel="fine-tuning step", yscale="log")
+            axes.set(title=f"Fine-tuning at learning rate {rate}", xlabel="fine-tuning step")
+            loss_axis(axes)
     scatter.set(title="Outputs at insertion", xlabel="logit of the original", ylabel="logit with BN inserted")
     scatter.legend(loc="upper left")
+    limits = [axes.get_ylim() for axes in losses]
     for axes in losses:
-        axes.set_ylabel("test loss")
-        axes.sharey(losses[0])
-        axes.legend(loc="upper right")
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    losses[0].legend(loc="upper right")
     return figure
 
 
