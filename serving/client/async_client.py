@@ -1,6 +1,5 @@
 """`AsyncClient`: the client for asyncio."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -130,5 +129,7 @@ class AsyncClient(Settings):
 
     async def _do(self, step: Any) -> Any:
         if isinstance(step, Pause):
+            import asyncio  # a third of this package's import, and whoever awaits has it already
+
             return await asyncio.sleep(step.seconds)
         return step.result(await self._transport.send(step))
