@@ -3,6 +3,7 @@
 from keras_bn.errors import KerasBNError
 from keras_bn.export import export
 from keras_bn.inspection.callback import BatchNormalizationMonitor
+from keras_bn.inspection.examine import inspect
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.layers.ghost import GhostBatchNormalization
@@ -25,6 +26,7 @@ __all__ = [
     "convert",
     "export",
     "fold",
+    "inspect",
     "recalibrate",
     "retrofit",
     "verify_inference_mode",

@@ -62,16 +62,9 @@ def affine_of(call: Call) -> Affine:
     """What the BN layer of `call` does at inference.
 
     Raises:
-        KerasBNError: if the layer runs in training mode, or a weight or statistic makes it NaN or infinite.
+        KerasBNError: if a weight or statistic makes it NaN or infinite.
     """
     layer = call.layer
-    runs_in_training = call.kwargs.get("training") not in (None, False)
-    if runs_in_training and layer.trainable and not getattr(layer, "frozen_statistics", False):
-        raise KerasBNError(
-            f"{call.path!r} is called with training=True, so it normalizes by the batch it is in and "
-            f"cannot be "
-            "folded; build the model without that argument."
-        )
     weights = {weight.name: np.asarray(weight.numpy(), np.float64) for weight in layer.weights}
     for name, values in weights.items():
         if not np.isfinite(values).all():

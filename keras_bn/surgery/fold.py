@@ -16,7 +16,7 @@ from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._linear import Linear, is_linear
 from keras_bn.surgery.graph import Call, is_graph, losses, rewrite, walk
-from keras_bn.surgery.normalizations import is_batch_normalization
+from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 
 # What becomes of calls, by path: a BN layer that is merged, a layer with other weights.
@@ -58,10 +58,19 @@ def fold(model: keras.Model) -> SurgeryResult:
     keras.layers.BatchNormalization(name="bn")]) >>> print(fold(model).report.rows[0]) Row(layer='bn',
     kind='BatchNormalization', action='folded', reason='into dense', difference=None)
     """
-    plan = _Plan(model)
-    result = rewrite(model, plan.edit)
-    difference = _difference(model, result) if plan.rows else None
-    return SurgeryResult(result, Report("fold", tuple(plan.rows), difference, losses(model, result)))
+    planned = _Plan(model)
+    result = rewrite(model, planned.edit)
+    difference = _difference(model, result) if planned.rows else None
+    return SurgeryResult(result, Report("fold", tuple(planned.rows), difference, losses(model, result)))
+
+
+def plan(model: keras.Model) -> tuple[Row, ...]:
+    """The rows of `fold(model).report`, without folding.
+
+    Raises:
+        KerasBNError: as `fold`, but for weights that overflow.
+    """
+    return tuple(_Plan(model).rows)
 
 
 class _Plan:
@@ -69,13 +78,18 @@ class _Plan:
 
     def __init__(self, model: keras.Model) -> None:
         found = list(walk(model))
+        if in_training := in_training_mode(model):
+            raise KerasBNError(
+                f"{in_training[0]!r} is called with training=True, so it normalizes by the batch it is in "
+                f"and "
+                "cannot be folded; build the model without that argument."
+            )
         self.rows: list[Row] = []
         self.absorbed: set[str] = set()
         self._uses = Counter(id(call.layer) for call in found)
         self._named: set[str] = set()
         self._state: Changes = {}
         for call in found:
-            _refuse_training(call)
             if is_batch_normalization(call.layer):
                 self._state[call.path] = affine_of(call)
         for call in found:
@@ -171,18 +185,6 @@ def _representable(call: Call, state: Affine | Linear) -> Affine | Linear:
     if isinstance(state, Affine):
         state.vectors(call.layer.axis)
     return state
-
-
-def _refuse_training(call: Call) -> None:
-    if not (is_graph(call.layer) and call.kwargs.get("training") not in (None, False)):
-        return
-    inside = [sub.path for sub in walk(call.layer) if is_batch_normalization(sub.layer)]
-    if inside and call.layer.trainable:
-        raise KerasBNError(
-            f"{call.path!r} is called with training=True, so {inside[0]!r} in it normalizes by the batch "
-            f"it is in "
-            "and cannot be folded; build the model without that argument."
-        )
 
 
 def _hidden(call: Call) -> list[Row]:

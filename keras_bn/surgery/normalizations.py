@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import keras
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.surgery.graph import Call, is_graph, walk
+from keras_bn.surgery.graph import Call, calls, is_graph, walk
 
 
 def is_batch_normalization(layer: object) -> bool:
@@ -44,3 +45,25 @@ def batch_normalizations(model: keras.Model) -> list[Call]:
     if not found:
         raise KerasBNError(f"Model {model.name!r} has no batch normalization layer.")
     return list(found.values())
+
+
+def in_training_mode(model: keras.Model) -> list[str]:
+    """The paths of BN layers that a call with training=True, theirs or an outer one, keeps in training.
+
+    They normalize by the batch they are in, at inference too.
+
+    >>> x = keras.Input((2,))
+    >>> in_training_mode(keras.Model(x, keras.layers.BatchNormalization(name="bn")(x, training=True)))
+    ['bn']
+    """
+    return [call.path for call in _in_training(calls(model), False)]
+
+
+def _in_training(found: list[Call], outer: bool) -> Iterator[Call]:
+    for call in found:
+        training = call.kwargs.get("training")
+        inside = outer if training is None else training is not False
+        yield from _in_training(call.inner, inside)
+        frozen = not getattr(call.layer, "trainable", True) or getattr(call.layer, "frozen_statistics", False)
+        if inside and is_batch_normalization(call.layer) and not frozen:
+            yield call

@@ -12,20 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
+from keras_bn.statistics.moments import reduction_axes
 from keras_bn.statistics.population import PopulationMoments, device_moments
 
 
 @dataclass(frozen=True)
 class _Site:
-    """One call of one layer: its input and output in the trace, and the moments of the input."""
+    """One call of one layer: its input and output in the trace, the moments and some values of the input."""
 
     layer: keras.Layer
     inputs: tf.Tensor
     outputs: tf.Tensor
     moments: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+    sample: tf.Tensor
 
 
 class Observer:
@@ -99,11 +103,22 @@ class Observer:
         step = self._function.prune(self._feeds, [site.moments for site in sites])
         result = {site.layer: PopulationMoments(site.moments[1].shape[0]) for site in sites}
         for batch in data:
-            leaves = keras.tree.flatten(batch)
-            values = step(*[tf.convert_to_tensor(x, d) for x, d in zip(leaves, self._dtypes, strict=True)])
-            for site, (count, mean, variance) in zip(sites, values, strict=True):
+            for site, (count, mean, variance) in zip(sites, step(*self._tensors(batch)), strict=True):
                 result[site.layer].update_moments(int(count), mean.numpy(), variance.numpy())
         return result
+
+    def samples(self, batch: Any) -> dict[keras.Layer, NDArray[np.floating]]:
+        """Up to 512 rows of the inputs of every layer, evenly spread over the batch, `(rows, channels)`.
+
+        Of a layer that is called several times they are those of its last call.
+        """
+        step = self._function.prune(self._feeds, [site.sample for site in self._sites])
+        values = step(*self._tensors(batch))
+        return {site.layer: value.numpy() for site, value in zip(self._sites, values, strict=True)}
+
+    def _tensors(self, batch: Any) -> list[tf.Tensor]:
+        leaves = keras.tree.flatten(batch)
+        return [tf.convert_to_tensor(x, dtype) for x, dtype in zip(leaves, self._dtypes, strict=True)]
 
     def _observing(self, layer: keras.Layer, call: Callable[..., Any], batchwise: bool) -> Callable[..., Any]:
         def observe(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -113,7 +128,7 @@ class Observer:
                 _normalize(layer, inputs, *moments[1:]) if batchwise else call(inputs, training=training)
             )
             outputs = tf.identity(outputs)
-            self._sites.append(_Site(layer, inputs, outputs, moments))
+            self._sites.append(_Site(layer, inputs, outputs, moments, _sample(inputs, layer.axis)))
             return outputs
 
         return observe
@@ -149,6 +164,13 @@ def _signature(model: keras.Model, flat: list[tf.Tensor]) -> list[tf.TensorSpec]
     if len(shapes) != len(flat):
         shapes = [(None, *leaf.shape[1:]) for leaf in flat]
     return [tf.TensorSpec(shape, leaf.dtype) for shape, leaf in zip(shapes, flat, strict=True)]
+
+
+def _sample(inputs: tf.Tensor, axis: int, rows: int = 512) -> tf.Tensor:
+    rank = inputs.shape.rank
+    last = tf.transpose(inputs, [*reduction_axes(rank, axis), axis % rank])
+    values = tf.reshape(last, [-1, inputs.shape[axis]])
+    return values[:: tf.maximum(1, tf.shape(values)[0] // rows)][:rows]
 
 
 def _normalize(layer: keras.Layer, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:

@@ -433,7 +433,7 @@ class TestErrors:
     def test_a_nested_model_in_training_mode(self):
         inner = keras.Sequential([keras.Input((5,)), L.BatchNormalization(name="bn")], name="inner")
         x = keras.Input((5,))
-        with pytest.raises(KerasBNError, match="'inner' is called with training=True"):
+        with pytest.raises(KerasBNError, match="'inner/bn' is called with training=True"):
             keras_bn.fold(keras.Model(x, inner(x, training=True)))
 
     def test_a_frozen_layer_is_in_inference_mode_even_so(self):

@@ -1,0 +1,173 @@
+"""What is known of one BN layer, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+# A channel is dead if its output varies by less than this however its input varies, exploding if it
+# multiplies its input by more than that. Float32 keeps 7 digits: beyond 1e3 the noise of the input's last
+# digits shows.
+DEAD, EXPLODING = 1e-4, 1e3
+# The statistics do not fit the data if, in the typical (median) channel, the mean is off by more than this
+# many deviations or the variance by more than this factor.
+MEAN_OFF, VARIANCE_OFF = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a BN layer meets on data, everything before it running on its population statistics.
+
+    Attributes:
+        count: values per channel.
+        mean: the mean of its inputs, `(channels,)`.
+        variance: their biased variance, `(channels,)`.
+        before: the 15th, 50th and 85th percentile of its inputs, `(3, channels)`, from a sample of one batch.
+        after: the same of its outputs at inference.
+    """
+
+    count: int
+    mean: Vector
+    variance: Vector
+    before: Vector
+    after: Vector
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One BN layer.
+
+    Attributes:
+        layer: its path, `backbone/bn1`.
+        kind: its class.
+        shape: the shape of its inputs.
+        axis, momentum, epsilon, trainable: as configured; momentum None is the cumulative average.
+        gamma, beta, mean, variance: its weights, `(channels,)`; ones and zeros where it has no gamma or beta.
+        in_training: whether a call with training=True makes it normalize by the batch at inference too.
+        untouched: whether the moving statistics are as initialized.
+        fold: where `keras_bn.fold` would put it, and if nowhere why.
+        data: None without data.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int | None, ...]
+    axis: int
+    momentum: float | None
+    epsilon: float
+    trainable: bool
+    gamma: Vector
+    beta: Vector
+    mean: Vector
+    variance: Vector
+    in_training: bool
+    untouched: bool
+    fold: str
+    data: DataReport | None = None
+
+    @property
+    def scale(self) -> Vector:
+        """What it multiplies each channel with at inference: gamma / sqrt(variance + epsilon)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.gamma / np.sqrt(self.variance + self.epsilon)
+
+    @property
+    def dead(self) -> list[int]:
+        """Channels whose output hardly varies: gamma near zero, or inputs whose variance epsilon drowns."""
+        with np.errstate(invalid="ignore"):
+            return np.flatnonzero(np.abs(self.scale) * np.sqrt(self.variance) < DEAD).tolist()
+
+    @property
+    def exploding(self) -> list[int]:
+        """Channels that multiply their input by more than a thousand."""
+        return np.flatnonzero(np.abs(self.scale) > EXPLODING).tolist()
+
+    @property
+    def mean_shift(self) -> Vector | None:
+        """How far the moving mean is from the data's, in deviations of the data, `(channels,)`."""
+        if self.data is None:
+            return None
+        return np.abs(self.mean - self.data.mean) / np.sqrt(self.data.variance + self.epsilon)
+
+    @property
+    def variance_ratio(self) -> Vector | None:
+        """Moving variance over the data's, epsilon added to both, `(channels,)`."""
+        if self.data is None:
+            return None
+        return (self.variance + self.epsilon) / (self.data.variance + self.epsilon)
+
+    @property
+    def problems(self) -> list[str]:
+        """What must not be shipped, a phrase each."""
+        broken = [
+            name
+            for name in ("gamma", "beta", "mean", "variance")
+            if not np.isfinite(getattr(self, name)).all()
+        ]
+        if broken:
+            return [f"NaN or infinity in {', '.join(broken)}"]
+        found = []
+        if self.in_training:
+            found.append("called with training=True")
+        if (self.variance < 0).any():
+            found.append("negative variance")
+        if self.untouched:
+            found.append("statistics never updated")
+        if len(self.dead) == len(self.gamma):
+            found.append("all channels dead")
+        if self.exploding:
+            found.append(f"{len(self.exploding)} exploding channel(s)")
+        if self.mean_shift is not None and self.variance_ratio is not None:
+            shift = np.median(self.mean_shift)
+            factor = np.exp(np.median(np.abs(np.log(self.variance_ratio))))
+            if shift > MEAN_OFF:
+                found.append(f"means off by {shift:.2g} deviations")
+            if factor > VARIANCE_OFF:
+                found.append(f"variances off by a factor of {factor:.2g}")
+        return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is worth a look, a phrase each."""
+        found = []
+        if 0 < len(self.dead) < len(self.gamma):
+            found.append(f"{len(self.dead)} dead channel(s)")
+        if self.data is not None and (constant := int((self.data.variance == 0).sum())):
+            found.append(f"{constant} channel(s) constant on the data")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; a weight is given by its least, median and largest value."""
+        result: dict[str, Any] = {
+            "layer": self.layer,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "axis": self.axis,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "trainable": self.trainable,
+            **{name: _summary(getattr(self, name)) for name in ("gamma", "beta", "mean", "variance")},
+            "dead_channels": self.dead,
+            "exploding_channels": self.exploding,
+            "statistics_updated": not self.untouched,
+            "fold": self.fold,
+            "problems": self.problems,
+            "warnings": self.warnings,
+        }
+        if self.data is not None and self.mean_shift is not None and self.variance_ratio is not None:
+            result["data"] = {
+                "count": self.data.count,
+                "mean_shift": _summary(self.mean_shift),
+                "variance_ratio": _summary(self.variance_ratio),
+            }
+        return result
+
+
+def _summary(values: Vector) -> dict[str, float | None]:
+    parts = {"min": values.min(), "median": np.median(values), "max": values.max()}
+    return {name: float(value) if np.isfinite(value) else None for name, value in parts.items()}
