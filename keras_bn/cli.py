@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 import keras_bn
-from keras_bn.cli_files import PREPROCESSINGS, check_output, import_modules, load_model, read_data
+from keras_bn.cli_files import import_modules, load_model, read_arrays, read_data
+from keras_bn.cli_options import import_option, model_argument, optional_data_options
+from keras_bn.cli_surgery import convert, fold, recalibrate, retrofit
 from keras_bn.errors import KerasBNError
-from keras_bn.surgery.report import SurgeryResult
 from serving.client.command import query
 from serving.errors import ServingError
 
@@ -51,71 +52,6 @@ def main() -> None:
     """
 
 
-def _options(*options: Callable[..., Any]) -> Callable[[Any], Any]:
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_model = click.argument("model_file", metavar="MODEL.keras", type=click.Path(exists=True, path_type=Path))
-_imports = click.option(
-    "--import",
-    "modules",
-    metavar="MODULE",
-    multiple=True,
-    help="Import this module first: it registers the model's custom layers. May be repeated.",
-)
-_output = _options(
-    click.option("-o", "--output", type=click.Path(path_type=Path), help="The .keras file to write."),
-    click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
-    click.option("--dry-run", is_flag=True, help="Do the work and report it, but write nothing."),
-    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-)
-_data_options = _options(
-    click.option(
-        "--preprocessing",
-        type=click.Choice(PREPROCESSINGS),
-        default="none",
-        show_default=True,
-        help="How a folder's images are scaled: not, to [0, 1], or as keras.applications does.",
-    ),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
-)
-_DATA_HELP = "Examples: a .npy or .npz file, or a folder of images."
-_data = _options(
-    click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help=_DATA_HELP),
-    _data_options,
-)
-_optional_data = _options(
-    click.option("--data", type=click.Path(exists=True, path_type=Path), help=_DATA_HELP), _data_options
-)
-
-
-def _surgery(
-    model_file: Path,
-    modules: tuple[str, ...],
-    output: Path | None,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-    operate: Callable[[Any], SurgeryResult],
-) -> None:
-    """Load, operate, report, write: what every verb that changes a model does."""
-    if output is None and not dry_run:
-        raise click.UsageError("Give an output with -o OUT.keras, or --dry-run to write nothing.")
-    if output is not None:
-        check_output(output, overwrite)
-    import_modules(modules)
-    result = operate(load_model(model_file))
-    click.echo(result.report.to_json() if as_json else str(result.report))
-    if output is not None and not dry_run:
-        result.model.save(output)
-        click.echo(f"Wrote {output}.", err=True)
-
-
 @main.command()
 @click.option(
     "-o",
@@ -136,109 +72,44 @@ def demo(output: Path) -> None:
     run(output)
 
 
-@main.command()
-@_model
-@_imports
-@_output
-def convert(model_file: Path, **options: Any) -> None:
-    """Replace every Keras BN layer by keras_bn's; the outputs stay.
-
-    \b
-      keras-bn convert resnet.keras -o resnet_bn.keras
-    """
-    _surgery(model_file, operate=keras_bn.convert, **options)
+for command in (convert, retrofit, recalibrate, fold):
+    main.add_command(command)
 
 
 @main.command()
-@_model
-@_data
-@click.option("--drop-bias", is_flag=True, help="Absorb each layer's bias, redundant before BN, into beta.")
-@_imports
-@_output
-def retrofit(
-    model_file: Path, data: Path, preprocessing: str, batch_size: int, drop_bias: bool, **options: Any
-) -> None:
-    """Put BN into a trained network without changing its outputs.
-
-    One BN goes between every convolution or dense layer (but the output layer) and its activation; the data
-    gives the statistics. Then train on.
-
-    \b
-      keras-bn retrofit vgg16.keras --data images/ --preprocessing caffe -o vgg16_bn.keras
-    """
-
-    def operate(model: Any) -> SurgeryResult:
-        examples, size = read_data(data, model, preprocessing, batch_size)
-        return keras_bn.retrofit(model, examples, batch_size=size, drop_bias=drop_bias)
-
-    _surgery(model_file, operate=operate, **options)
-
-
-@main.command()
-@_model
-@_data
-@_imports
-@_output
-def recalibrate(model_file: Path, data: Path, preprocessing: str, batch_size: int, **options: Any) -> None:
-    """Re-estimate the population statistics from data, weights frozen.
-
-    The remedy after training with small batches, averaging weights, or moving to another domain.
-
-    \b
-      keras-bn recalibrate model.keras --data train.npy -o model_recalibrated.keras
-    """
-
-    def operate(model: Any) -> SurgeryResult:
-        examples, size = read_data(data, model, preprocessing, batch_size)
-        return keras_bn.recalibrate(model, examples, batch_size=size)
-
-    _surgery(model_file, operate=operate, **options)
-
-
-@main.command()
-@_model
-@_imports
-@_output
-def fold(model_file: Path, **options: Any) -> None:
-    """Absorb BN into the convolutions and dense layers around it, for inference.
-
-    \b
-      keras-bn fold model.keras -o model_folded.keras
-    """
-    _surgery(model_file, operate=keras_bn.fold, **options)
-
-
-@main.command()
-@_model
-@_optional_data
+@model_argument
+@optional_data_options
+@click.option("--saved-model", is_flag=True, help="MODEL is the version folder of an exported SavedModel.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write the report as one HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@_imports
+@import_option
 def inspect(
     model_file: Path,
     data: Path | None,
     preprocessing: str,
     batch_size: int,
+    saved_model: bool,
     html: Path | None,
     as_json: bool,
     modules: tuple[str, ...],
 ) -> None:
     """Show a model's BN layers and whether they are healthy.
 
-    MODEL.keras may also be the version folder of an exported SavedModel: then its inference mode is proven or
-    disproven. Exits with 1 if something is wrong, so that CI can ask.
+    Of an exported SavedModel, prove or disprove that it runs in inference mode; the data, if given, is a .npy
+    or .npz file of two or more examples. Exits with 1 if something is wrong, so that CI can ask.
 
     \b
       keras-bn inspect model.keras --data validation.npy --html report.html
-      keras-bn inspect models/vgg/1
+      keras-bn inspect --saved-model models/vgg/1
     """
-    if model_file.is_dir():
-        click.echo(keras_bn.verify_inference_mode(model_file))
+    if saved_model or model_file.is_dir():
+        proof = keras_bn.verify_inference_mode(model_file, None if data is None else read_arrays(data))
+        click.echo(json.dumps(asdict(proof)) if as_json else proof)
         return
     import_modules(modules)
     model = load_model(model_file)
-    examples = None if data is None else read_data(data, model, preprocessing, batch_size)[0]
-    report = keras_bn.inspect(model, examples)
+    examples, size = (None, None) if data is None else read_data(data, model, preprocessing, batch_size)
+    report = keras_bn.inspect(model, examples, batch_size=size)
     click.echo(report.to_json() if as_json else str(report))
     if html is not None:
         html.write_text(report.to_html(), encoding="utf-8")
@@ -247,17 +118,23 @@ def inspect(
 
 
 @main.command()
-@_model
+@model_argument
 @click.argument("base_path", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--version", type=click.IntRange(1), help="The version; the next free one by default.")
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BN away first.")
+@click.option(
+    "--image-bytes",
+    type=click.Choice(("raw", "caffe", "tf", "torch")),
+    help="Add a signature that takes JPEG or PNG files, scaled so inside the graph.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the version folder as JSON.")
-@_imports
+@import_option
 def export(
     model_file: Path,
     base_path: Path,
     version: int | None,
     fold: bool,
+    image_bytes: str | None,
     as_json: bool,
     modules: tuple[str, ...],
 ) -> None:
@@ -269,7 +146,8 @@ def export(
       keras-bn export model.keras models/vgg
     """
     import_modules(modules)
-    folder = keras_bn.export(load_model(model_file), base_path, version=version, fold=fold)
+    model = load_model(model_file)
+    folder = keras_bn.export(model, base_path, version=version, fold=fold, image_bytes=image_bytes)
     click.echo(json.dumps({"path": str(folder), "version": int(folder.name)}) if as_json else folder)
 
 

@@ -61,6 +61,11 @@ def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: in
     """
     if path.is_dir():
         return _read_images(path, model, preprocessing, batch_size), None
+    return read_arrays(path), batch_size
+
+
+def read_arrays(path: Path) -> Any:
+    """The array of a `.npy` file, or of an `.npz` file with one; the dict of arrays of one with several."""
     try:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -68,11 +73,11 @@ def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: in
             f"{path} could not be read as data: {error}. Give a .npy or .npz file, or a folder of images."
         ) from error
     if isinstance(loaded, np.ndarray):
-        return loaded, batch_size
+        return loaded
     arrays = dict(loaded)
     if not arrays:
         raise KerasBNError(f"{path} holds no arrays; save one with numpy.savez({path.name!r}, images).")
-    return (next(iter(arrays.values())) if len(arrays) == 1 else arrays), batch_size
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
 def _read_images(folder: Path, model: keras.Model, preprocessing: str, batch_size: int) -> Any:
