@@ -66,6 +66,7 @@ html_show_sphinx = False
 html_copy_source = False
 html_math_renderer = "mathml"
 html_theme_options = {"footer_icons": [], "navigation_with_keys": True}
+highlight_language = "text"  # of fences that name none
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
