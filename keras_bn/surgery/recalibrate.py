@@ -13,6 +13,7 @@ from tqdm import tqdm
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.batches import Batches, batches
 from keras_bn.statistics.population import PopulationMoments
+from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery.graph import losses, rewrite
 from keras_bn.surgery.normalizations import batch_normalizations
@@ -50,6 +51,10 @@ def recalibrate(
       over the data, but biased by the noise of the batch moments, of relative size 1 / sqrt(values per
       channel in a batch): negligible at 32 images a batch, harmful at 2. With all data in one batch both
       are the same, but for the layers' m / (m - 1).
+
+    Under a `tf.distribute` strategy of several workers all of them call it, each with its own part of the
+    data (one batch at least), and all get the statistics of the whole; `"sequential"` gives the same
+    numbers as one machine with all of the data.
 
     The variance follows each layer's convention: biased for Keras's own, `unbiased_variance` for ours.
 
@@ -90,7 +95,9 @@ def recalibrate(
         total=source.total and source.total * walks, desc="recalibrating", unit="batch", disable=not progress
     ) as bar:
         for level in levels:
-            for layer, moments in observer.moments(level, _counted(stream, bar)).items():
+            found_here = observer.moments(level, _counted(stream, bar))
+            merged = across_workers(list(found_here.values()))
+            for layer, moments in zip(found_here, merged, strict=True):
                 outcome[layer] = _update(layer, moments)
     rows = tuple(
         Row(call.path, type(call.layer).__name__, *outcome.get(call.layer, ("left alone", "not chosen")))
