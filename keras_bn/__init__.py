@@ -4,6 +4,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.export import export
 from keras_bn.inspection.callback import BatchNormalizationMonitor
 from keras_bn.inspection.examine import inspect
+from keras_bn.layers.accumulated import AccumulatedBatchNormalization
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.layers.ghost import GhostBatchNormalization
@@ -16,6 +17,7 @@ from keras_bn.surgery.recalibrate import recalibrate
 from keras_bn.surgery.retrofit import retrofit
 
 __all__ = [
+    "AccumulatedBatchNormalization",
     "BatchNormalization",
     "BatchNormalizationMonitor",
     "BatchRenormalization",
