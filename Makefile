@@ -46,6 +46,11 @@ check: $(STAMP)  ## ruff and mypy
 experiments: $(STAMP)  ## the paper's experiments, in their fast setting
 	$(BIN)/python -m benchmarks.experiments all --fast
 
+.PHONY: bench
+bench: $(STAMP)  ## speed and memory beside the peers, into benchmarks/RESULTS.md; minutes, on an idle machine
+	$(BIN)/python -m pip install --quiet -e ".[dev,bench]"
+	$(BIN)/python -m benchmarks
+
 .PHONY: docs
 docs: $(STAMP)  ## build the documentation into site/; a broken link is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -d site/.doctrees docs site
