@@ -11,7 +11,7 @@ copyright = "the keras_bn authors, Apache-2.0"
 release = version_of("keras-bn")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -22,6 +22,8 @@ extensions = [
 ]
 exclude_patterns = ["_extensions"]
 
+nb_execution_mode = "off"  # the notebooks are shown as they are
+nb_output_stderr = "remove"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # <keras:7265> is a link to that issue, written keras#7265.

@@ -8,6 +8,7 @@ linked where it is, and a folder is only named.
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
@@ -37,6 +38,18 @@ def expand(app, docname, source):
     source[0] = LINK.sub(link, file.read_text(encoding="utf-8"))
 
 
+def fetch_notebooks(app):
+    """Copy the notebooks in, since Sphinx reads no documents from elsewhere."""
+    folder = DOCS / "notebooks"
+    folder.mkdir(exist_ok=True)
+    there = {notebook.name for notebook in (DOCS.parent / "notebooks").glob("*.ipynb")}
+    for stale in {copy.name for copy in folder.iterdir()} - there:
+        (folder / stale).unlink()
+    for name in there:
+        shutil.copyfile(DOCS.parent / "notebooks" / name, folder / name)
+
+
 def setup(app):
+    app.connect("builder-inited", fetch_notebooks)
     app.connect("source-read", expand)
     return {"parallel_read_safe": True}
