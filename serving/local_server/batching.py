@@ -148,7 +148,8 @@ class Batcher:
         self._tasks[number] = task
         try:
             index = np.stack([np.full(rows, number), np.arange(rows)], axis=1)
-            # No time limit here: it is the run of the batch that is cut short, when no task of it has time left.
+            # No time limit here: it is the run of the batch that is cut short, when no task of it has time
+            # left.
             self._session.run({f"{queue}/rows:0": index}, [f"{queue}/batch:0"])
         finally:
             del self._tasks[number]

@@ -30,6 +30,10 @@ _NUMERALS = b"0123456789.eE+- \t\r\n"
 # double.
 _SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|[eE]\+?0*[1-9][0-9]{2}|[0-9]{300}")
 _MARK = "\0"
+# Of the text after an array, up to the next string, no more than this is looked at.
+_TAIL_BYTES = 256
+_MAX_RANK = 32
+_STRING_BYTES = 256
 
 
 class Numbers(NamedTuple):
@@ -84,43 +88,55 @@ def _lift(body: bytes) -> tuple[bytes, list[Numbers]]:
     if len(body) < _LIFT_BYTES or b"\\" in body:
         return body, []
     numbers: list[Numbers] = []
-    parts = body.split(b'"')
-    for index in range(0, len(parts), 2):  # every other part lies outside of strings
-        found = _find_array(parts[index]) if len(parts[index]) >= _LIFT_BYTES else None
+    pieces, done, start = [], 0, 0
+    for _ in range(
+        len(body) // _STRING_BYTES
+    ):  # where strings are many, big arrays are not worth looking for
+        stop = body.find(b'"', start)
+        stop = len(body) if stop < 0 else stop
+        found = _find_array(body, start, stop) if stop - start >= _LIFT_BYTES else None
         if found:
-            before, array, after = found
-            parts[index] = before + b'"\\u0000%d"' % len(numbers) + after
+            first, array, last = found
+            pieces += [body[done:first], b'"\\u0000%d"' % len(numbers)]
             numbers.append(array)
-    return b'"'.join(parts), numbers
+            done = last
+        closing = body.find(b'"', stop + 1)  # to the end of the string that begins here
+        if closing < 0:
+            break
+        start = closing + 1
+    return b"".join([*pieces, body[done:]]), numbers
 
 
-def _find_array(part: bytes) -> tuple[bytes, Numbers, bytes] | None:
-    start = part.find(b"[")
-    end = len(part.rstrip(b"[]{},: \t\r\n"))
-    structure = part[start:end].translate(None, _NUMERALS)
-    closing = structure.count(b"[") - structure.count(b"]")
-    if start < 0 or closing < 1 or structure.strip(b"[],"):
+def _find_array(body: bytes, start: int, stop: int) -> tuple[int, Numbers, int] | None:
+    """The array of numbers in a part of the document that holds no string: its place and its values."""
+    start = body.find(b"[", start, stop)
+    opening = re.compile(rb"(?:\[[ \t\r\n]*)+").match(body, start) if start >= 0 else None
+    if opening is None:
         return None
-    match = re.match(rb"(?:[ \t\r\n]*\]){%d}" % closing, part[end : end + 4 * closing + 64])
-    shape = _shape(structure + b"]" * closing)
-    if match is None or shape is None:
+    rank = opening.group().count(b"[")
+    tail = body[max(start, stop - _TAIL_BYTES) : stop]
+    end = stop - len(tail) + len(tail.rstrip(b"[]{},: \t\r\n"))
+    closing = re.compile(rb"(?:[ \t\r\n]*\]){%d}" % rank).match(body, end)
+    if closing is None:
         return None
-    text = part[start : end + match.end()]
+    text = body[start : closing.end()]
+    shape = _shape(text.translate(None, _NUMERALS), rank)
+    if shape is None:
+        return None
     try:
         flat: Any = simdjson.Parser().parse(text)
-        if re.search(rb"[.eE]", text):
+        if b"." in text or b"e" in text or b"E" in text:
             array: np.ndarray = np.frombuffer(flat.as_buffer(of_type="d"), np.float64).reshape(shape)
         else:
             array = np.frombuffer(flat.as_buffer(of_type="i"), np.int64).reshape(shape)
     except (ValueError, TypeError, RuntimeError):
         return None  # the conformant parser will say why
-    return part[:start], Numbers(array, text), part[end + match.end() :]
+    return start, Numbers(array, text), closing.end()
 
 
-def _shape(structure: bytes) -> list[int] | None:
+def _shape(structure: bytes, rank: int) -> list[int] | None:
     """The shape of an array of which only brackets and commas are left, or None if it is ragged."""
-    rank = len(structure) - len(structure.lstrip(b"["))
-    if rank > 32:
+    if rank > _MAX_RANK:
         return None
     shape: list[int] = []
     block = b""

@@ -295,6 +295,7 @@ class Manager(Generic[S]):
         _log.info("Done unloading servable version {name: %s version: %d}", name, version.number)
         with self._changed:
             version.state, version.may_return = END, True
+            model.want(model.wanted)  # it may be wanted again by now
             self._changed.notify_all()
 
 

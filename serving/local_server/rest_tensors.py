@@ -119,7 +119,8 @@ def from_numbers(array: np.ndarray, dtype: int) -> np.ndarray | None:
 
 def _flatten(value: Any) -> tuple[list[Any] | None, list[int]]:
     """The leaves of a nesting of lists, None if it is ragged, and the shape its first elements say it has."""
-    level, shape, ragged = [value], [], False
+    shape: list[int] = []
+    level, ragged = [value], False
     while level and isinstance(level[0], list | Numbers) and len(shape) <= tensors.MAX_RANK:
         level = [item.to_list() if isinstance(item, Numbers) else item for item in level]
         size = len(level[0])

@@ -133,10 +133,13 @@ def test_a_request_that_runs_out_of_time_leaves_the_queue_working(
     [
         ({}, "Batching Run() must have at least one input tensor"),
         ({"x:0": np.float64(1)}, "Batching Run() input tensors must have at least one dimension"),
-        ({"x:0": np.zeros(2), "z:0": np.zeros(3)}, "Batching Run() input tensors must have equal 0th-dimension size"),
+        (
+            {"x:0": np.zeros(2), "z:0": np.zeros(3)},
+            "Batching Run() input tensors must have equal 0th-dimension size",
+        ),
         ({"x:0": np.zeros(9)}, "Task size 9 is larger than maximum input batch size 8"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_batched(
     batcher: Callable[..., Batcher], feeds: dict[str, np.ndarray], message: str
 ) -> None:

@@ -105,12 +105,16 @@ def test_depth_has_no_limit() -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     array=st.one_of(
-        arrays.arrays(np.float64, arrays.array_shapes(max_dims=4, max_side=40).filter(lambda s: np.prod(s) > 2000),
-                      elements=st.floats(-1e3, 1e3), fill=st.just(0.125)),
+        arrays.arrays(
+            np.float64,
+            arrays.array_shapes(max_dims=4, max_side=40).filter(lambda s: np.prod(s) > 2000),
+            elements=st.floats(-1e3, 1e3),
+            fill=st.just(0.125),
+        ),
         arrays.arrays(np.int64, st.just((50, 20, 3)), fill=st.just(7)),
     ),
     indent=st.sampled_from([None, 1]),
-)  # fmt: skip
+)
 def test_a_big_array_is_lifted_whole(array: np.ndarray, indent: int | None) -> None:
     document = {"signature_name": "s", "inputs": {"image": array.tolist(), "k": [1]}}
     parsed = json_reader.parse(json.dumps(document, indent=indent).encode())
@@ -127,8 +131,11 @@ def test_arrays_are_lifted_wherever_they_stand() -> None:
     for document, where in (
         ({"instances": image.tolist()}, lambda value: [value["instances"]]),
         ({"instances": [image.tolist(), image.tolist()]}, lambda value: [value["instances"]]),
-        ({"instances": [{"a": image.tolist()}, {"a": image.tolist()}]}, lambda value: [i["a"] for i in value["instances"]]),
-    ):  # fmt: skip
+        (
+            {"instances": [{"a": image.tolist()}, {"a": image.tolist()}]},
+            lambda value: [i["a"] for i in value["instances"]],
+        ),
+    ):
         for numbers in where(json_reader.parse(json.dumps(document).encode())):
             assert isinstance(numbers, Numbers)
             np.testing.assert_array_equal(numbers.array.reshape(-1, 100)[:30], image)

@@ -26,8 +26,20 @@ def test_every_float_reads_back(data: st.DataObject, dtype: type) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(3, "3.0"), (0.2, "0.2"), (1 / 3, "0.333333343"), (999999, "999999.0"), (1000000.0, "1e+06"), (3e-05, "3e-05"), (16777216, "16777216.0"), (555557.5, "555557.5"), (-0.0, "-0.0"), (math.inf, "Infinity"), (-math.inf, "-Infinity")],
-)  # fmt: skip
+    [
+        (3, "3.0"),
+        (0.2, "0.2"),
+        (1 / 3, "0.333333343"),
+        (999999, "999999.0"),
+        (1000000.0, "1e+06"),
+        (3e-05, "3e-05"),
+        (16777216, "16777216.0"),
+        (555557.5, "555557.5"),
+        (-0.0, "-0.0"),
+        (math.inf, "Infinity"),
+        (-math.inf, "-Infinity"),
+    ],
+)
 def test_spelling(value: float, text: str) -> None:
     assert json_writer.number_texts(np.array([value], np.float32)) == [text]
 

@@ -135,6 +135,18 @@ def test_an_unloaded_version_may_return(manager: Manager, disk: _Disk) -> None:
     assert disk.tries == ["a", "a again"]
 
 
+def test_a_version_wanted_again_while_it_is_unloaded_comes_back(manager: Manager) -> None:
+    manager.want({"m": {1: "a"}})
+    manager.wait(["m"])
+    with manager.use("m"):
+        manager.want({})
+        _until(lambda: _states(manager) == {1: UNLOADING})
+        manager.want({"m": {1: "a"}})
+    assert manager.wait(["m"]) == []
+    with manager.use("m") as (number, _):
+        assert number == 1
+
+
 def test_loads_are_retried(disk: _Disk) -> None:
     disk.bad = {"a"}
     manager = Manager(disk, max_retries=3, retry_seconds=0.01)

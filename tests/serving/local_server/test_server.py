@@ -78,16 +78,27 @@ def test_only_loopback_unless_told_otherwise(models: Path, start: Start) -> None
 
 def test_a_taken_grpc_port_ends_the_server_and_a_taken_rest_port_does_not(models: Path, start: Start) -> None:
     first = start(model_name="m", model_base_path=models / "three")
-    clash = Server(["--model_name=m", f"--model_base_path={models}/three", f"--port={first.port}"],
-                   first.stdout.parent / "clash", bare=True)  # fmt: skip
+    clash = Server(
+        ["--model_name=m", f"--model_base_path={models}/three", f"--port={first.port}"],
+        first.stdout.parent / "clash",
+        bare=True,
+    )
     assert clash.wait_for_exit(60) == 255
     assert (
         "Failed to start server. Error: UNKNOWN: Failed to BuildAndStart gRPC server"
         in clash.stdout.read_text()
     )
-    other = Server(["--model_name=m", f"--model_base_path={models}/three", "--port=0",
-                    f"--grpc_socket_path={first.stdout.parent}/s", f"--rest_api_port={first.rest_port}"],
-                   first.stdout.parent / "other", bare=True)  # fmt: skip
+    other = Server(
+        [
+            "--model_name=m",
+            f"--model_base_path={models}/three",
+            "--port=0",
+            f"--grpc_socket_path={first.stdout.parent}/s",
+            f"--rest_api_port={first.rest_port}",
+        ],
+        first.stdout.parent / "other",
+        bare=True,
+    )
     with other, grpc.insecure_channel(f"unix:{first.stdout.parent}/s") as channel:
         grpc.channel_ready_future(channel).result(60)
         assert len(_status(channel).model_version_status) == 1
@@ -152,14 +163,52 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt",
-            "-days", "1", "-subj", "/CN=test authority")  # fmt: skip
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.crt",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=test authority",
+    )
     (folder / "names").write_text("subjectAltName=DNS:localhost")
     for name in ("server", "client"):
-        openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr",
-                "-subj", f"/CN={name}")  # fmt: skip
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-                "-out", f"{name}.crt", "-days", "1", "-extfile", "names")  # fmt: skip
+        openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            "-subj",
+            f"/CN={name}",
+        )
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            f"{name}.crt",
+            "-days",
+            "1",
+            "-extfile",
+            "names",
+        )
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".key", ".crt")}
 
 
