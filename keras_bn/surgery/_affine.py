@@ -183,6 +183,8 @@ def _through_global_mean(call: Call, affine: Affine, backward: bool) -> Affine:
 
 
 def _through_reshape(call: Call, affine: Affine, backward: bool) -> Affine:
+    if getattr(call.layer, "data_format", None) == "channels_first":
+        raise Blocked(f"{call.path} moves the channels")
     source, target = call.node.input_tensors[0].shape[1:], call.node.outputs[0].shape[1:]
     if backward:
         source, target = target, source

@@ -25,9 +25,12 @@ _KINDS = (_LAYERS.Dense, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
 def is_linear(layer: Any) -> bool:
     """Whether it is a convolution or dense layer whose weights are all this module knows about."""
     # The very classes: a subclass may do anything. Quantized layers and those with LoRA have more weights.
-    return type(layer) in _KINDS and len(layer.weights) == layer.use_bias + (
-        2 if type(layer) in _SEPARABLE else 1
-    )
+    if type(layer) not in _KINDS:
+        return False
+    separable = type(layer) in _SEPARABLE
+    if separable and layer.data_format == "channels_first":
+        return False  # Keras 3.15 adds its bias along the last axis instead of the channels
+    return len(layer.weights) == layer.use_bias + (2 if separable else 1)
 
 
 @dataclass(frozen=True)

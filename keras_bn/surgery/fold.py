@@ -136,7 +136,8 @@ class _Plan:
     def _into_producers(self, call: Call, affines: list[Affine]) -> Changes:
         """The changes that make the producers of `call` take up maps on its inputs."""
         changes: Changes = {}
-        for producer, affine in zip(call.producers, affines, strict=True):
+        # A mask comes after the inputs proper, and is no matter of values.
+        for producer, affine in zip(call.producers, affines, strict=False):
             if producer.is_output:
                 raise Blocked(f"{producer.path} is an output")
             if len(producer.consumers) > 1:

@@ -186,6 +186,49 @@ def test_passes_on_through_what_commutes_with_it(name):
     assert rows["bn"].reason == "into dense"
 
 
+def test_channels_first():
+    """Depthwise alone: TensorFlow has no other convolution of channels-first inputs on a CPU."""
+    first = {"data_format": "channels_first", **F64}
+
+    def layers():
+        yield L.DepthwiseConv2D(3, depth_multiplier=2, name="linear", **first)
+        yield L.BatchNormalization(axis=1, name="bn", **F64)
+
+    linear, bn = layers()
+    _, rows = folded(sequential((4, 6, 7), linear, L.GlobalAveragePooling2D(**first), bn))
+    assert rows["bn"].reason == "into linear"
+    linear, bn = layers()
+    _, rows = folded(sequential((4, 6, 7), bn, linear))
+    assert rows["bn"].reason == "into linear"
+
+
+def test_a_channels_first_separable_convolution_is_left_alone():
+    """Keras 3.15 adds its bias along the last axis."""
+    linear = L.SeparableConv2D(5, 3, data_format="channels_first", **F64)
+    _, rows = folded(sequential((4, 6, 7), linear, L.BatchNormalization(axis=1, name="bn", **F64)))
+    assert rows["bn"].action == "multiply-add"
+
+
+def test_a_flatten_that_moves_the_channels_is_not_passed():
+    bn = L.BatchNormalization(axis=1, name="bn", **F64)
+    flatten = L.Flatten(data_format="channels_first", name="flatten", **F64)
+    _, rows = folded(sequential((4, 6, 7), bn, flatten, L.Dense(3, **F64)))
+    assert "flatten moves the channels" in rows["bn"].reason
+
+
+def test_masks_reach_the_layers_they_reached():
+    x = keras.Input((6, 3), **F64)
+    y = L.Dense(4, name="dense", **F64)(L.Masking(**F64)(x))
+    y = L.BatchNormalization(name="bn", **F64)(y)
+    y = L.BatchNormalization(name="kept", **F64)(L.ReLU(**F64)(y))
+    model = scramble(keras.Model(x, L.GlobalAveragePooling1D(**F64)(L.ReLU(**F64)(y))))
+    result, rows = folded(model)
+    assert (rows["bn"].action, rows["kept"].action) == ("folded", "multiply-add")
+    data = np.random.default_rng(0).normal(size=(2, 6, 3))
+    data[:, 4:] = 0
+    np.testing.assert_allclose(result(data), model(data), rtol=1e-12)
+
+
 def test_a_dense_layer_that_is_reshaped_into_an_image_takes_up_its_normalization():
     dense, reshape = L.Dense(3 * 2 * 4, name="dense", **F64), L.Reshape((3, 2, 4), **F64)
     _, rows = folded(sequential((5,), dense, reshape, L.BatchNormalization(name="bn", **F64)))
@@ -384,6 +427,30 @@ def test_the_result_saves_and_loads(tmp_path):
     assert isinstance(loaded.get_layer("bn"), ChannelAffine)
     x = np.ones((2, 5))
     np.testing.assert_array_equal(loaded(x), result(x))
+
+
+@pytest.mark.parametrize("drop_bias", [False, True])
+def test_fold_undoes_retrofit(drop_bias):
+    model = sequential(
+        (12, 12, 3),
+        L.Conv2D(8, 3, activation="relu", name="conv", dtype="float32"),
+        L.DepthwiseConv2D(3, activation="relu", name="depthwise", dtype="float32"),
+        L.Flatten(dtype="float32"),
+        L.Dense(16, activation="relu", name="dense", dtype="float32"),
+        L.Dense(10, name="logits", dtype="float32"),
+        dtype="float32",
+    )
+    data = np.random.default_rng(0).normal(size=(32, 12, 12, 3)).astype("float32")
+    retrofitted = keras_bn.retrofit(model, data, drop_bias=drop_bias, progress=False).model
+    result = keras_bn.fold(retrofitted)
+    assert [row.action for row in result.report.rows] == ["folded"] * 3
+    for name in ("conv", "depthwise", "dense", "logits"):
+        pairs = zip(model.get_layer(name).weights, result.model.get_layer(name).weights, strict=True)
+        for old, new in pairs:
+            # A dropped bias comes back as a difference of beta and mean, two numbers of its size or the
+            # mean's.
+            atol = 1e-5 if drop_bias and old.name == "bias" else 0
+            np.testing.assert_allclose(new, old, rtol=0, atol=atol, err_msg=f"{name} {old.name}")
 
 
 def test_where_normalization_is_the_identity_every_weight_stays_bit_for_bit():
