@@ -51,6 +51,10 @@ bench: $(STAMP)  ## speed and memory beside the peers, into benchmarks/RESULTS.m
 	$(BIN)/python -m pip install --quiet -e ".[dev,bench]"
 	$(BIN)/python -m benchmarks
 
+.PHONY: notebooks
+notebooks: $(STAMP)  ## run the notebooks, outputs written into them
+	$(BIN)/python notebooks/execute.py
+
 .PHONY: docs
 docs: $(STAMP)  ## build the documentation into site/; a broken link is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -d site/.doctrees docs site
