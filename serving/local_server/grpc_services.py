@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.local_server import inference, tensors
+from serving.local_server import classify_regress, inference, tensors
 from serving.local_server.catalog import Catalog
 from serving.local_server.manager import Manager
 from serving.local_server.observe import Observer
@@ -120,10 +120,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def _run(self, method: str, request: Any, context: grpc.ServicerContext, response: Any) -> None:
         name, spec = _name(request), request.model_spec
         with self._manager.use(name, *version_and_label(spec)) as (number, model):
-            task = inference.Task(method, inference.signature_of(model, spec.signature_name))
+            task = classify_regress.Task(method, classify_regress.signature_of(model, spec.signature_name))
             task.check(model.check_methods)
-            examples = inference.examples_of(request.input)
-            result = inference.run_task(model, task, examples, _timeout_ms(context))
+            examples = classify_regress.examples_of(request.input)
+            result = classify_regress.run_task(model, task, examples, _timeout_ms(context))
         _fill_result(result, response.result)
         fill_spec(response.model_spec, name, number, spec.signature_name)
 
@@ -134,13 +134,13 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         first = request.tasks[0].model_spec
         response = inference_pb2.MultiInferenceResponse()
         with self._manager.use(first.name, *version_and_label(first)) as (number, model):
-            tasks = inference.multi_tasks(model, request.tasks)
-            examples = inference.examples_of(request.input)
-            results = inference.run_tasks(model, tasks, examples, _timeout_ms(context))
+            tasks = classify_regress.multi_tasks(model, request.tasks)
+            examples = classify_regress.examples_of(request.input)
+            results = classify_regress.run_tasks(model, tasks, examples, _timeout_ms(context))
         for asked, result in zip(request.tasks, results, strict=True):
             one = response.results.add()
             fill_spec(one.model_spec, first.name, number, asked.model_spec.signature_name)
-            is_classes = isinstance(result, inference.Classes)
+            is_classes = isinstance(result, classify_regress.Classes)
             _fill_result(result, one.classification_result if is_classes else one.regression_result)
         return response
 
@@ -170,7 +170,7 @@ def signature_map(model: inference.Model) -> get_model_metadata_pb2.SignatureDef
 
 
 def _fill_result(result: Any, proto: Any) -> None:
-    if isinstance(result, inference.Classes):
+    if isinstance(result, classify_regress.Classes):
         for row in result.rows():
             classes = proto.classifications.add().classes
             for label, score in row:

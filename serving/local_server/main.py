@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT; the process's exit code."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings and errors
     # TensorFlow imports Keras if it is there, for uses the server has none of: a second of its start.
     absent = "keras" not in sys.modules
     if absent:

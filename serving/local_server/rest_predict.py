@@ -8,7 +8,7 @@ import numpy as np
 from tensorflow.core.example import example_pb2
 from tensorflow.core.framework import types_pb2
 
-from serving.local_server import inference, json_reader, json_writer, rest_tensors, tensors
+from serving.local_server import classify_regress, inference, json_reader, json_writer, rest_tensors, tensors
 from serving.local_server.json_reader import Numbers
 from serving.local_server.json_writer import quote_value
 from serving.local_server.status import invalid_argument
@@ -158,10 +158,10 @@ def examples_method(
     method: str, model: inference.Model, signature_name: str, document: dict[str, Any], timeout_ms: int
 ) -> str:
     """The body of the answer to :classify or :regress."""
-    task = inference.Task(method, inference.signature_of(model, signature_name))
+    task = classify_regress.Task(method, classify_regress.signature_of(model, signature_name))
     examples = _examples(document)
-    result = inference.run_task(model, task, examples, timeout_ms)
-    if isinstance(result, inference.Classes):
+    result = classify_regress.run_task(model, task, examples, timeout_ms)
+    if isinstance(result, classify_regress.Classes):
         rows = [
             "[" + ", ".join(f"[{json_writer.quoted(label)}, {_score(score)}]" for label, score in row) + "]"
             for row in result.rows()

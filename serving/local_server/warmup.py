@@ -13,7 +13,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.local_server import inference, metrics
+from serving.local_server import classify_regress, inference, metrics
 from serving.local_server.status import StatusError, from_exception, invalid_argument
 
 MAX_RECORDS = 1000
@@ -89,8 +89,10 @@ def _replay(model: inference.Model, log: prediction_log_pb2.PredictionLog) -> No
 
 def _examples(method: str) -> Callable[[inference.Model, Any], None]:
     def replay(model: inference.Model, request: Any) -> None:
-        task = inference.Task(method, inference.signature_of(model, request.model_spec.signature_name))
-        inference.run_task(model, task, inference.examples_of(request.input))
+        task = classify_regress.Task(
+            method, classify_regress.signature_of(model, request.model_spec.signature_name)
+        )
+        classify_regress.run_task(model, task, classify_regress.examples_of(request.input))
 
     return replay
 
@@ -99,7 +101,7 @@ _REPLAYS: dict[str, Callable[[inference.Model, Any], Any]] = {
     "predict_log": inference.predict_request,
     "classify_log": _examples(inference.CLASSIFY),
     "regress_log": _examples(inference.REGRESS),
-    "multi_inference_log": lambda model, request: inference.run_tasks(
-        model, inference.multi_tasks(model, request.tasks), inference.examples_of(request.input)
+    "multi_inference_log": lambda model, request: classify_regress.run_tasks(
+        model, classify_regress.multi_tasks(model, request.tasks), classify_regress.examples_of(request.input)
     ),
 }
