@@ -23,8 +23,8 @@ TITLES = {
 }
 HEAD = """# Benchmarks
 
-Each section is the output of its command. In a table all candidates took turns in one run, with pinned threads
-and after a warm-up; times are medians. Other machines give other times and, less so, other ratios.
+Each section is the output of its command. In a table all candidates took turns in one run, with pinned
+threads and after a warm-up; times are medians. Other machines give other times and, less so, other ratios.
 """
 
 
