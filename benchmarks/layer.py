@@ -68,13 +68,13 @@ def main() -> None:
         ["after", "before"],
         [(name, _network(name)) for name in ("MobileNetV2", "ResNet50")],
     )
-    print(f"## Peak memory of a training step, {_name(MEMORY_SHAPE, -1)}\n")
+    print(f"### Peak memory of a training step, {_name(MEMORY_SHAPE, -1)}\n")
     print("Growth of the process, the two inputs and the two results included, in tensors of that shape.\n")
     print(table(list(_LAYERS), [[f"{_peak_in_a_process(kind):.1f}" for kind in _LAYERS]]))
 
 
 def _section(title: str, note: str, columns: list[str], rows: list[tuple[str, dict[str, Run]]]) -> None:
-    print(f"## {title}\n")
+    print(f"### {title}\n")
     if note:
         print(f"{note}\n")
     header = ["", f"{columns[0]}, ms", *(f"{name} / {columns[0]}" for name in columns[1:])]

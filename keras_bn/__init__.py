@@ -7,6 +7,7 @@ from keras_bn.inspection.examine import inspect
 from keras_bn.layers.accumulated import AccumulatedBatchNormalization
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
+from keras_bn.layers.cross_iteration import CrossIterationNormalization
 from keras_bn.layers.ghost import GhostBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.layers.sequence import SequenceBatchNormalization
@@ -22,6 +23,7 @@ __all__ = [
     "BatchNormalizationMonitor",
     "BatchRenormalization",
     "ChannelAffine",
+    "CrossIterationNormalization",
     "GhostBatchNormalization",
     "KerasBNError",
     "SequenceBatchNormalization",

@@ -2,6 +2,7 @@
 
 from keras_bn.layers.accumulated import AccumulatedBatchNormalization
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.cross_iteration import CrossIterationNormalization
 from keras_bn.layers.ghost import GhostBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.layers.sequence import SequenceBatchNormalization
@@ -10,6 +11,7 @@ __all__ = [
     "AccumulatedBatchNormalization",
     "BatchNormalization",
     "BatchRenormalization",
+    "CrossIterationNormalization",
     "GhostBatchNormalization",
     "SequenceBatchNormalization",
 ]

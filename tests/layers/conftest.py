@@ -27,7 +27,7 @@ def _tensorflow(layer, x, dy, mask):
     weights = [w.value for w in layer.trainable_variables]
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = layer(x, training=True, mask=mask)
+        y = layer(x, training=True) if mask is None else layer(x, training=True, mask=mask)
     dx, *dweights = tape.gradient(y, [x, *weights], tf.cast(dy, y.dtype))
     return Step(y.numpy(), dx.numpy(), [g.numpy() for g in dweights])
 

@@ -11,7 +11,9 @@ from keras_bn.statistics.moments import Moments
 
 def _variables(batches_seen=None):
     mean, variance = keras.Variable([1.0, 1.0]), keras.Variable([4.0, 4.0])
-    return mean, variance, None if batches_seen is None else keras.Variable(batches_seen, dtype="int32", trainable=False)
+    if batches_seen is not None:
+        batches_seen = keras.Variable(batches_seen, dtype="int32", trainable=False)
+    return mean, variance, batches_seen
 
 
 def _moments(count):

@@ -1,0 +1,176 @@
+"""Cross-iteration batch normalization (Yao et al., 2002.05712): moments from recent iterations too."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.arguments import checked_size
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.statistics.moments import Moments, along, batch_moments
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class CrossIterationNormalization(keras.layers.Layer):
+    """A linear layer followed by batch normalization with the moments of the last few iterations.
+
+    For tiny batches. An earlier batch's mean and mean square were those of other weights w'; they are carried
+    over to the present weights w by their first-order expansion (2002.05712, equations 5 and 6), in which
+    only the weights of the layer just before count:
+
+        mean_i(w) = mean_i(w') + d mean_i / dw' · (w - w'),   square_i(w) likewise
+
+    With the present batch as i = 0 and k = min(window, iterations so far), training normalizes by
+
+        mean = Σ mean_i / k,   variance = Σ max(square_i, mean_i²) / k - mean²
+
+    (equations 7 to 9). The gradient goes through the present batch's share. The population statistics learn
+    from the present batch alone; inference is that of `BatchNormalization` after `layer`.
+
+    The trap: this takes the moments of squares, so the mean must not dwarf the deviation. TensorFlow only,
+    since the layer needs the derivatives of its own moments.
+
+    Args:
+        layer: a Dense or Conv1D, 2D or 3D layer without bias and activation; normalization would undo the
+            one, and the other belongs behind it.
+        window: iterations whose moments are used, at least 1, which is plain batch normalization.
+        burn_in: iterations of plain batch normalization at the start, while weights change fast.
+        normalization: a `BatchNormalization` with the options wanted; the default has its defaults.
+        **kwargs: of every Keras layer, such as name and dtype.
+
+    Raises:
+        KerasBNError: the layer is of another kind, has a bias or an activation, or puts channels elsewhere
+            than last; window or burn_in is out of range; the backend is not TensorFlow.
+
+    >>> dense = keras.layers.Dense(4, use_bias=False)
+    >>> layer = CrossIterationNormalization(dense, window=4)
+    >>> tuple(layer(np.ones((2, 3), "float32"), training=True).shape)
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        window: int = 4,
+        burn_in: int = 0,
+        normalization: BatchNormalization | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.window = checked_size(window, "window", self.name)
+        self.burn_in = checked_size(burn_in, "burn_in", self.name, least=0)
+        self.layer = layer
+        self.normalization = normalization or BatchNormalization(dtype=self.dtype_policy)
+        kinds = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+        if (
+            type(layer) not in kinds
+            or layer.use_bias
+            or layer.activation is not keras.activations.linear
+            or getattr(layer, "data_format", "channels_last") != "channels_last"
+        ):
+            raise KerasBNError(
+                f"Layer {self.name!r}: it wraps a Dense or Conv layer with use_bias=False, no activation and "
+                f"channels last, which {getattr(layer, 'name', layer)!r} is not."
+            )
+        if keras.backend.backend() != "tensorflow":
+            raise KerasBNError(
+                f"Layer {self.name!r}: it needs the TensorFlow backend, but the backend is "
+                f"{keras.backend.backend()!r}."
+            )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Build both layers, and create the memory of the last iterations."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        if not self.normalization.built:
+            self.normalization.build(self.layer.compute_output_shape(input_shape))
+        kernel = tuple(self.layer.kernel.shape)
+        past = self.window - 1
+        # A moment at weights w is constant + slope · w; row 0 is of the iteration before.
+        self.constants = self._add_memory("constants", (2, past, kernel[-1]))
+        self.slopes = self._add_memory("slopes", (2, past, *kernel))
+        self.iterations = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="iterations"
+        )
+
+    def _add_memory(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        dtype = self.normalization.statistics_dtype
+        return self.add_weight(
+            shape=shape, initializer="zeros", dtype=dtype, trainable=False, autocast=False, name=name
+        )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The layer, then batch normalization."""
+        bn = self.normalization
+        if not (training and bn.trainable and not bn.frozen_statistics):
+            return bn(self.layer(inputs), training=False)
+        return self.call_training(inputs)
+
+    def call_training(self, inputs: Any) -> Any:
+        """Normalize by the moments of the window, learn from those of this batch, remember them."""
+        import tensorflow as tf
+
+        bn, kernel = self.normalization, self.layer.kernel
+        with tf.GradientTape(persistent=True) as tape:
+            x = ops.cast(self.layer(inputs), bn.statistics_dtype)
+            bn.check_count(tuple(x.shape))
+            own = batch_moments(x, -1)
+            square = own.variance + ops.square(own.mean)
+        present = ops.stack([own.mean, square])
+        weights = tf.cast(tf.convert_to_tensor(kernel), bn.statistics_dtype)
+        # A channel's moments depend on that channel's weights alone, so the sum's derivative has them all.
+        slopes = tf.stack(
+            [tf.cast(tape.gradient(v, kernel.value), bn.statistics_dtype) for v in (own.mean, square)]
+        )
+        del tape
+        used = self._window(present, weights)
+        means, squares = used[0], used[1]
+        mean = ops.mean(means, 0)
+        variance = ops.maximum(ops.mean(ops.maximum(squares, ops.square(means)), 0) - ops.square(mean), 0)
+        gamma, beta = (along(v, len(x.shape), -1) for v in bn.affine_weights())
+        y = bn.normalize(x, Moments(own.count, mean, variance), -1, gamma, beta)
+        bn.update_statistics(own)
+        self._remember(ops.stop_gradient(present), ops.stop_gradient(slopes), ops.stop_gradient(weights))
+        return ops.cast(y, self.compute_dtype)
+
+    def _window(self, present: Any, weights: Any) -> Any:
+        """Means and squares of the iterations to be used, at the present weights: (2, k, channels)."""
+        past = self.constants + _projected(self.slopes, ops.stop_gradient(weights))
+        used = ops.where(self.iterations < self.burn_in, 0, ops.minimum(self.iterations, self.window - 1))
+        return ops.concatenate([present[:, None], past[:, :used]], axis=1)
+
+    def _remember(self, moments: Any, slopes: Any, weights: Any) -> None:
+        constants = moments - _projected(slopes, weights)
+        for memory, latest in ((self.constants, constants), (self.slopes, slopes)):
+            memory.assign(ops.concatenate([latest[:, None], memory.value], axis=1)[:, : self.window - 1])
+        self.iterations.assign(self.iterations.value + 1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the wrapped layer's outputs."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "window": self.window,
+            "burn_in": self.burn_in,
+            "normalization": keras.saving.serialize_keras_object(self.normalization),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CrossIterationNormalization":
+        """The inverse of `get_config`."""
+        inner = {
+            name: keras.saving.deserialize_keras_object(config[name]) for name in ("layer", "normalization")
+        }
+        return cls(**{**config, **inner})
+
+
+def _projected(slopes: Any, weights: Any) -> Any:
+    """slope · w per channel: a sum over every axis of the kernel but the last."""
+    product = slopes * weights
+    rank = len(weights.shape)
+    return ops.sum(product, tuple(range(-rank, -1)))
