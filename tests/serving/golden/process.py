@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 REAL_BINARY = shutil.which("tensorflow_model_server")
+# host:grpc_port:rest_port of one that runs already, on the models and the configuration of the setup `main`.
+REAL_HOST = os.environ.get("TFSERVING_HOST", "")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["serving.local_server.server"])
 
@@ -32,28 +34,51 @@ def _serve(arguments: list[str], stdout: str, stderr: str) -> None:
 
 
 class Server:
-    """A server that was started with `arguments`, on ports of its own unless `bare`; its files are in
-    `folder`."""
+    """A server that was started with `arguments`, on ports of its own unless `bare`; its output is beside
+    `folder`.
 
-    def __init__(self, arguments: list[str], folder: Path, bare: bool = False, real: bool = False) -> None:
-        self.port, self.rest_port = _free_ports(2)
+    `kind` says which: `local`, the real one's `binary`, or the real one that runs already at `host`.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, bare: bool = False, kind: str = "local") -> None:
+        self.host, (self.port, self.rest_port) = "localhost", _free_ports(2)
         self.stdout, self.stderr = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
         if not bare:
             arguments = [*arguments, f"--port={self.port}", f"--rest_api_port={self.rest_port}"]
-        if real:
+        self._process: subprocess.Popen | multiprocessing.process.BaseProcess | None = None
+        if kind == "host":
+            self.host, port, rest_port = REAL_HOST.split(":")
+            self.port, self.rest_port = int(port), int(rest_port)
+        elif kind == "binary":
             with open(self.stdout, "wb") as out, open(self.stderr, "wb") as err:
-                process = subprocess.Popen([str(REAL_BINARY), *arguments], stdout=out, stderr=err)
-            self.pid, self._process = process.pid, process
+                self._process = subprocess.Popen([str(REAL_BINARY), *arguments], stdout=out, stderr=err)
         else:
-            child = _context.Process(target=_serve, args=(arguments, str(self.stdout), str(self.stderr)))
-            child.start()
-            self.pid, self._process = child.pid, child
+            child = (arguments, str(self.stdout), str(self.stderr))
+            self._process = _context.Process(target=_serve, args=child)
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the gRPC API is."""
+        return self.host, self.port
+
+    @property
+    def rest_address(self) -> tuple[str, int]:
+        """Where the REST API is."""
+        return self.host, self.rest_port
 
     def exit_code(self) -> int | None:
         """The exit code, None while the server runs."""
         if isinstance(self._process, subprocess.Popen):
             return self._process.poll()
-        return self._process.exitcode
+        return self._process.exitcode if self._process else None
 
     def wait_for_exit(self, timeout: float) -> int | None:
         """The exit code, None if the server still runs after `timeout` seconds."""
@@ -66,13 +91,15 @@ class Server:
         """Whether both ports accept connections within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.exit_code() is None:
-            if accepts(self.port) and accepts(self.rest_port):
+            if accepts(self.port, self.host) and accepts(self.rest_port, self.host):
                 return True
             time.sleep(0.02)
         return False
 
     def kill(self) -> None:
         """End the server without ceremony."""
+        if self._process is None:
+            return
         if self.exit_code() is None:
             os.kill(self.pid, signal.SIGKILL)
         self._process.wait() if isinstance(self._process, subprocess.Popen) else self._process.join()
@@ -84,9 +111,9 @@ class Server:
         self.kill()
 
 
-def accepts(port: int) -> bool:
-    """Whether something listens on a loopback port."""
-    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
+def accepts(port: int, host: str = "localhost") -> bool:
+    """Whether something listens on a port."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 

@@ -28,7 +28,7 @@ def load() -> list[dict[str, Any]]:
 class Stage:
     """The folders and the server of one setup, sequence or startup, and the names that stand for them."""
 
-    def __init__(self, vector: dict[str, Any], models: Path, folder: Path, real: bool = False) -> None:
+    def __init__(self, vector: dict[str, Any], models: Path, folder: Path, kind: str = "local") -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         self._names = {"MODELS": str(models), "TMP": str(folder)}
@@ -38,7 +38,7 @@ class Stage:
             path.write_text(self.fill_in(text))
         for step in vector.get("before", []):
             self.on_disk(step)
-        self.server = Server(self.fill_in(vector["flags"]), folder, bare=vector.get("bare", False), real=real)
+        self.server = Server(self.fill_in(vector["flags"]), folder, bare=vector.get("bare", False), kind=kind)
         self._names |= {"PORT": str(self.server.port), "REST_PORT": str(self.server.rest_port)}
 
     def fill_in(self, value: Any) -> Any:
@@ -88,14 +88,14 @@ class Stage:
         if "request_base64" not in request:
             request = self.fill_in(request)
         if kind == "rest":
-            return compare.rest(vector, wire.rest(self.server.rest_port, request), self.put_back)
-        return compare.grpc(vector, wire.grpc_call(self.server.port, request), self.put_back)
+            return compare.rest(vector, wire.rest(self.server.rest_address, request), self.put_back)
+        return compare.grpc(vector, wire.grpc_call(self.server.address, request), self.put_back)
 
     def until(self, step: dict[str, Any]) -> list[str]:
         """Repeat a request until its answer holds what is wanted; then compare the whole answer."""
         deadline, body = time.monotonic() + step["timeout"], b""
         while time.monotonic() < deadline:
-            body = wire.rest(self.server.rest_port, step["request"])["body"]
+            body = wire.rest(self.server.rest_address, step["request"])["body"]
             if _contains(json.loads(body), step["want"]):
                 return self.request(step, "rest") if "response" in step else []
             time.sleep(0.02)
@@ -113,10 +113,10 @@ def _contains(value: Any, wanted: Any) -> bool:
 
 
 def setup(
-    setup: dict[str, Any], vectors: Iterable[dict[str, Any]], models: Path, folder: Path, real: bool = False
+    setup: dict[str, Any], vectors: Iterable[dict[str, Any]], models: Path, folder: Path, kind: str = "local"
 ) -> dict[str, list[str]]:
     """The differences of every vector that is to be tried on one server, by id."""
-    stage = Stage(setup, models, folder, real)
+    stage = Stage(setup, models, folder, kind)
     with stage.server as server:
         if not server.wait_for_ports(_START_SECONDS):
             return {vector["id"]: [f"no server: {server.stderr.read_text()[-2000:]}"] for vector in vectors}
@@ -132,9 +132,9 @@ def _guarded(stage: Stage, vector: dict[str, Any]) -> list[str]:
         return [f"no answer: {error!r}"]
 
 
-def sequence(vector: dict[str, Any], models: Path, folder: Path, real: bool = False) -> list[str]:
+def sequence(vector: dict[str, Any], models: Path, folder: Path, kind: str = "local") -> list[str]:
     """The differences met on the way through a sequence."""
-    stage = Stage(vector, models, folder, real)
+    stage = Stage(vector, models, folder, kind)
     differences: list[str] = []
     with stage.server as server:
         if vector.get("wait", True) and not server.wait_for_ports(_START_SECONDS):
@@ -170,7 +170,7 @@ def _step(stage: Stage, step: dict[str, Any]) -> list[str]:
 
 
 def _metrics(stage: Stage, step: dict[str, Any]) -> list[str]:
-    text = stage.put_back(wire.rest(stage.server.rest_port, step["request"])["body"]).decode()
+    text = stage.put_back(wire.rest(stage.server.rest_address, step["request"])["body"]).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
     labels: dict[str, set[str]] = {name: set() for name in kinds}
     values: dict[str, float] = {}
@@ -191,9 +191,9 @@ def _metrics(stage: Stage, step: dict[str, Any]) -> list[str]:
     return differences
 
 
-def startup(vector: dict[str, Any], models: Path, folder: Path, real: bool = False) -> list[str]:
+def startup(vector: dict[str, Any], models: Path, folder: Path, kind: str = "local") -> list[str]:
     """The differences between how a server starts, or fails to, and what a vector expects."""
-    stage, expected = Stage(vector, models, folder, real), vector["response"]
+    stage, expected = Stage(vector, models, folder, kind), vector["response"]
     differences = []
     with stage.server as server:
         code = _watch(stage, vector)

@@ -1,6 +1,8 @@
 """The golden vectors against the local server: each agrees, or is listed with the reason why not.
 
-`pytest -m tfserving` plays the same vectors to a tensorflow_model_server found on PATH.
+`pytest -m tfserving` plays the same vectors to a tensorflow_model_server found on PATH. One in a container is
+asked those of the setup `main`: make its models with make_models.py, start it with that setup's flags (see
+golden.jsonl.gz), wait until it has loaded them all, and set TFSERVING_HOST=host:grpc_port:rest_port.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.serving.golden import replay
-from tests.serving.golden.process import REAL_BINARY
+from tests.serving.golden.process import REAL_BINARY, REAL_HOST
 
 _HERE = Path(__file__).parent
 _VECTORS = replay.load()
@@ -25,9 +27,11 @@ _DISAGREEMENTS: dict[str, str] = json.loads((_HERE / "disagreements.json").read_
 # deadlines.
 _AT_A_TIME = 6
 
-_SERVERS = [pytest.param(False, id="local")]
+_SERVERS = [pytest.param("local")]
 if REAL_BINARY:
-    _SERVERS.append(pytest.param(True, id="tensorflow_model_server", marks=pytest.mark.tfserving))
+    _SERVERS.append(pytest.param("binary", marks=pytest.mark.tfserving))
+if REAL_HOST:
+    _SERVERS.append(pytest.param("host", marks=pytest.mark.tfserving))
 
 
 @pytest.fixture(scope="module", params=_SERVERS)
@@ -35,7 +39,7 @@ def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[str]]:
     """The differences of every vector, by id."""
-    real, folder = request.param, tmp_path_factory.mktemp("golden")
+    kind, folder = request.param, tmp_path_factory.mktemp("golden")
     models = folder / "models"
     subprocess.run([sys.executable, _HERE / "make_models.py", models], check=True, capture_output=True)
 
@@ -43,11 +47,17 @@ def outcomes(
         place = folder / vector.get("name", vector.get("id", ""))
         if vector["kind"] == "setup":
             asked = [other for other in _VECTORS if other.get("setup") == vector["name"]]
-            return replay.setup(vector, asked, models, place, real)
+            return replay.setup(vector, asked, models, place, kind)
         play = replay.sequence if vector["kind"] == "sequence" else replay.startup
-        return {vector["id"]: play(vector, models, place, real)}
+        differences = play(vector, models, place, kind)
+        if differences and vector["id"] not in _DISAGREEMENTS:
+            # Their sleeps and polls were timed on an idle machine; a busy one may need another go.
+            differences = play(vector, models, place.with_name(place.name + "-again"), kind)
+        return {vector["id"]: differences}
 
     alone = [vector for vector in _VECTORS if vector["kind"] in ("setup", "sequence", "startup")]
+    if kind == "host":
+        alone = [_SETUPS["main"]]
     result: dict[str, list[str]] = {}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         for differences in pool.map(one, alone):
@@ -57,9 +67,10 @@ def outcomes(
 
 @pytest.mark.parametrize("name", [vector["id"] for vector in _VECTORS if vector["kind"] != "setup"])
 def test_vector(name: str, outcomes: dict[str, list[str]], request: pytest.FixtureRequest) -> None:
+    if name not in outcomes:
+        pytest.skip("needs a server of its own")
     differences = outcomes[name]
-    real = request.node.callspec.params["outcomes"]
-    if name in _DISAGREEMENTS and not real:
+    if name in _DISAGREEMENTS and request.node.callspec.params["outcomes"] == "local":
         assert differences, f"{name} agrees now: take it out of disagreements.json"
     else:
         assert not differences, "\n".join(differences)
@@ -67,8 +78,8 @@ def test_vector(name: str, outcomes: dict[str, list[str]], request: pytest.Fixtu
 
 @pytest.mark.tfserving
 def test_real_server_is_there() -> None:
-    if not REAL_BINARY:
-        pytest.skip("no tensorflow_model_server on PATH")
+    if not (REAL_BINARY or REAL_HOST):
+        pytest.skip("no tensorflow_model_server on PATH or at TFSERVING_HOST")
 
 
 def test_most_vectors_agree() -> None:

@@ -38,7 +38,7 @@ _MODEL_SERVICE = {"GetModelStatus", "HandleReloadConfigRequest"}
 _NOTED_HEADERS = ("content-type", "content-encoding", "server")
 
 
-def rest(port: int, request: dict[str, Any]) -> dict[str, Any]:
+def rest(address: tuple[str, int], request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a `rest` request, on a connection of its own, in the form of the vectors."""
     body, headers = _body(request), dict(request.get("headers", {}))
     if request.get("gzip"):
@@ -52,9 +52,9 @@ def rest(port: int, request: dict[str, Any]) -> dict[str, Any]:
     version = request.get("http", "1.1")
     lines = [f"{request['method']} {request['path']} HTTP/{version}"]
     if version != "1.0":
-        headers.setdefault("Host", f"localhost:{port}")
+        headers.setdefault("Host", "localhost")
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    with socket.create_connection(("localhost", port), timeout=60) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + (body or b""))
         response = http.client.HTTPResponse(connection, method=request["method"])
         response.begin()
@@ -81,12 +81,12 @@ def _halves(body: bytes | None) -> list[bytes]:
     return [piece for piece in (body[:middle], body[middle:]) if piece]
 
 
-def grpc_call(port: int, request: dict[str, Any]) -> dict[str, Any]:
+def grpc_call(address: tuple[str, int], request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a `grpc` request: code, details, and the response's bytes."""
     method = request["method"]
     service = "ModelService" if method in _MODEL_SERVICE else "PredictionService"
     path = method if method.startswith("/") else f"/tensorflow.serving.{service}/{method}"
-    target = request.get("target", f"localhost:{port}")
+    target = request.get("target", "{}:{}".format(*address))
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(target, options) as channel:
         try:
