@@ -53,10 +53,9 @@ def fold(model: keras.Model) -> SurgeryResult:
         KerasBNError: a BN layer runs in training mode, or has NaN or no positive variance in it; folded
             weights overflow their dtype; or the model is subclassed or not built.
 
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)), keras.layers.Dense(2, name="dense"),
-    keras.layers.BatchNormalization(name="bn")]) >>> print(fold(model).report.rows[0]) Row(layer='bn',
-    kind='BatchNormalization', action='folded', reason='into dense', difference=None)
+    >>> dense, bn = keras.layers.Dense(2, name="dense"), keras.layers.BatchNormalization(name="bn")
+    >>> fold(keras.Sequential([keras.Input((4,)), dense, bn])).report.rows[0]
+    Row(layer='bn', kind='BatchNormalization', action='folded', reason='into dense', difference=None)
     """
     planned = _Plan(model)
     result = rewrite(model, planned.edit)
