@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from benchmarks.experiments.results import Results
@@ -61,12 +62,13 @@ def panels(
     return figure, axes.ravel()
 
 
-def curve(axes: Axes, x: Sequence[float], runs: np.ndarray, label: str, **style: object) -> None:
+def curve(axes: Axes, x: Sequence[float], runs: np.ndarray, label: str, **style: object) -> Line2D:
     """The mean over seeds `(seeds, points)` as a line, and the range of the seeds as a band."""
     runs = np.atleast_2d(runs)
     (line,) = axes.plot(x, runs.mean(axis=0), label=label, **style)
     if len(runs) > 1:
         axes.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
+    return line
 
 
 def accuracy_curves(axes: Axes, results: Results, colours: Mapping[str, str], title: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.experiments import data, plots, registry, tables, training
-from benchmarks.experiments.__main__ import main
+from benchmarks.experiments.__main__ import RESULTS, main
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.results import Results
 from keras_bn import KerasBNError
@@ -178,6 +178,17 @@ def test_values_that_json_cannot_hold_become_none(tmp_path):
     results.add("a", 0, {"loss": [np.float32(1.5), float("nan"), float("inf")]})
     again = Results(tmp_path / "r.json", "r", "digits", {"seeds": 1}, "command")
     np.testing.assert_array_equal(again.values("a", "loss"), [[1.5, np.nan, np.nan]])
+
+
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_readme_quotes_the_committed_results(name):
+    document = json.loads((RESULTS / f"{name}.json").read_text())
+    readme = (RESULTS.parent / "README.md").read_text()
+    assert "\n".join(document["summary"]) in readme
+    assert document["command"] in readme and f"(results/{name}.png)" in readme
+    found = {key: document["settings"][key] for key in document["settings"] if key != "seeds"}
+    full = registry.load(name).full
+    assert found == {key: full[key] for key in full if key != "seeds"}
 
 
 def test_shuffled_batches_walk_whole_epochs():
