@@ -173,7 +173,7 @@ def test_sigterm_answers_what_it_has_accepted(models: Path, start: Start) -> Non
 
     def ask() -> None:
         try:
-            answers.append(_predict(server, "m", b'{"instances": [600000]}'))
+            answers.append(_predict(server, "m", b'{"instances": [300000]}'))
         except Exception as error:
             answers.append(error)
 
@@ -186,7 +186,7 @@ def test_sigterm_answers_what_it_has_accepted(models: Path, start: Start) -> Non
     os.kill(server.pid, signal.SIGTERM)
     for thread in threads:
         thread.join()
-    assert answers == [[600000]] * 4
+    assert answers == [[300000]] * 4
     assert server.wait_for_exit(30) == 0
 
 
