@@ -106,6 +106,5 @@ class UnauthenticatedError(ServingError):
     code = "UNAUTHENTICATED"
 
 
-BY_CODE: dict[str, type[ServingError]] = {
-    error.code: error for error in (ServingError, *ServingError.__subclasses__())
-}
+_CLASSES: list[type[ServingError]] = [ServingError, *ServingError.__subclasses__()]
+BY_CODE = {error.code: error for error in _CLASSES}

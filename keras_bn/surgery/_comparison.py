@@ -44,5 +44,5 @@ def compare(before: keras.Model, after: keras.Model, inputs: Any, tolerance: flo
 
 
 def _outputs(model: keras.Model, inputs: Any) -> list[tf.Tensor]:
-    run = tf.function(lambda batch: model(batch, training=False))
+    run = tf.function(lambda batch: model(batch, training=False), autograph=False)
     return keras.tree.flatten(run(inputs))
