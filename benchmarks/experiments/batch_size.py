@@ -201,7 +201,7 @@ SHARED = dict(
     groups=4,
 )
 EXPERIMENT = Experiment(
-    fast=dict(SHARED, seeds=1, epochs=1, batch_sizes=[4]),
+    fast=dict(SHARED, seeds=1, epochs=1, batch_sizes=[32]),
     full=dict(SHARED, seeds=2, epochs=8, batch_sizes=[1, 2, 4, 8, 32, 128]),
     variants=variants,
     run=run,
