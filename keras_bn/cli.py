@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work could not be done (one line says why), 2 the comm
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -168,14 +169,40 @@ def serve(arguments: tuple[str, ...]) -> None:
 
     flags = list(arguments)
     if flags and not flags[0].startswith("-"):
-        base_path = Path(flags.pop(0)).resolve()
-        flags = [
-            f"--model_base_path={base_path}",
-            f"--model_name={base_path.name}",
-            "--rest_api_port=8501",
-            *flags,
-        ]
+        flags = _flags_for_folder(Path(flags[0]).resolve(), flags[1:])
     sys.exit(serve_main(flags))
 
 
+def _flags_for_folder(base_path: Path, flags: list[str]) -> list[str]:
+    """The flags that serve one folder, refusing at once what TF Serving would wait for or do without."""
+    flags = [
+        "--port=8500",
+        "--rest_api_port=8501",
+        f"--model_base_path={base_path}",
+        f"--model_name={base_path.name}",
+        "--fail_if_no_model_versions_found",
+        *flags,
+    ]
+    ports = {name: port for name, _, port in (flag.partition("=") for flag in flags) if port.isdecimal()}
+    for name in ("--port", "--rest_api_port"):
+        if name in ports and int(ports[name]):
+            _check_port(name, int(ports[name]))
+    return flags
+
+
+def _check_port(flag: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise KerasBNError(
+                f"Port {port} cannot be used ({error}); choose another with {flag}=."
+            ) from error
+
+
 main.add_command(query)
+
+
+if __name__ == "__main__":
+    main()

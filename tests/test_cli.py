@@ -1,6 +1,9 @@
 """The command line over real files: results, exit codes, and one line for a mistake."""
 
 import json
+import socket
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -106,3 +109,32 @@ def test_a_folder_of_images_is_data(folder):
         "--dry-run",
     )
     assert done.exit_code == 0, done.output
+
+
+def test_serving_a_folder_refuses_what_the_server_would_wait_for_or_do_without(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for flag in ("--port", "--rest_api_port"):
+            done = keras_bn("serve", folder, f"{flag}={port}")
+            assert done.exit_code == 1
+            assert f"Port {port} cannot be used" in done.output
+            assert flag in done.output
+
+
+def test_serving_a_folder_without_a_version_ends_with_the_reason(folder):
+    (folder / "empty").mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "keras_bn.cli",
+        "serve",
+        folder / "empty",
+        "--port=0",
+        "--rest_api_port=0",
+    ]
+    flags = ["--grpc_socket_path=" + str(folder / "socket")]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert str(folder / "empty") in done.stdout + done.stderr
