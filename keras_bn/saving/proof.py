@@ -40,6 +40,14 @@ class Proof:
     tolerance: float
     spread: float
 
+    def __str__(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.signature}: inference mode. The answers to {self.examples} examples change by "
+            f"{self.difference:.2g} of their scale with the batch around them (rounding explains "
+            f"{self.tolerance:.2g}); between examples they differ by {self.spread:.2g}."
+        )
+
 
 def verify_inference_mode(
     path: str | os.PathLike[str], examples: Any = None, *, signature: str = "serving_default"
