@@ -95,6 +95,7 @@ def draw(results: Results) -> Figure:
         needed = [steps_needed(results, f"padded to {length}, {mask}") for length in lengths]
         curve(right, lengths, np.array(needed, "float64").T, mask, color=colour, marker="o", ms=3)
     right.set(title=f"Steps to {TARGET:.0%}", xlabel="padded to", ylabel="training step", ylim=(0, None))
+    right.set_xlim(lengths[0] / 1.2, lengths[-1] * 1.2)  # where no run reached the target, nothing gives them
     right.set_xscale("log", base=2)
     right.set_xticks(lengths, [str(length) for length in lengths])
     right.legend(loc="upper left")
