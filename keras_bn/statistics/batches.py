@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ def batches(
         model: its input shapes are what the batches are checked against.
         data: an array, a list, tuple or dict of arrays as the model takes them, a `tf.data.Dataset`, a
             `keras.utils.PyDataset`, or any iterable of batches. Of batches that are `(x, y)` or
-            `(x, y, weights)`, x is used, as in `Model.predict`.
+            `(x, y, weights)`, x is used, as in `Model.predict`. Batches without examples are passed over.
         batch_size: examples per batch of arrays (32); everything else comes in batches already.
         steps: stop after so many batches; needed when the data does not end.
 
@@ -39,21 +40,21 @@ def batches(
     >>> [x.shape for x in batches(model, np.zeros((5, 2)), batch_size=2)]
     [(2, 2), (2, 2), (1, 2)]
     """
-    if steps is not None and steps < 1:
-        raise KerasBNError(f"steps={steps}: it must be at least 1, or None for all of the data.")
-    if batch_size is not None and batch_size < 1:
-        raise KerasBNError(f"batch_size={batch_size}: it must be at least 1.")
+    for name, count in (("steps", steps), ("batch_size", batch_size)):
+        if count is not None and not _is_count(count):
+            raise KerasBNError(f"{name}={count!r}: it must be an integer of at least 1, or None.")
+    _check_leaves(data)
     if _is_arrays(data):
         return Batches(model, _Slices(data, batch_size or 32), steps)
+    if isinstance(data, (str, bytes)) or not isinstance(data, (Iterable, keras.utils.PyDataset)):
+        raise KerasBNError(
+            f"data is a {type(data).__name__}; pass what Model.predict takes: arrays, a tf.data.Dataset, "
+            "a PyDataset, or a generator of batches."
+        )
     if batch_size is not None:
         raise KerasBNError(
             f"batch_size={batch_size} was given with a {type(data).__name__}, which comes in batches; "
             "leave batch_size out."
-        )
-    if not isinstance(data, (Iterable, keras.utils.PyDataset)):
-        raise KerasBNError(
-            f"data is a {type(data).__name__}; pass what Model.predict takes: arrays, a tf.data.Dataset, "
-            "a PyDataset, or a generator of batches."
         )
     result = Batches(model, data, steps)
     if result.total is None and _is_endless(data):
@@ -84,19 +85,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         done = 0
-        for batch in _walk(self.data):
+        for index, batch in enumerate(_walk(self.data)):
             if self.steps is not None and done == self.steps:
                 return
-            inputs = (
-                keras.utils.unpack_x_y_sample_weight(batch)[0]
-                if not isinstance(self.data, _Slices)
-                else batch
-            )
-            _check(self.model, inputs, done)
+            inputs = batch if isinstance(self.data, _Slices) else _unpacked(batch, index)
+            _check(self.model, inputs, index)
+            if any(0 in leaf.shape for leaf in keras.tree.flatten(inputs)):
+                continue
             yield inputs
             done += 1
         if not done:
-            raise KerasBNError("The data yields no batch; pass at least one example.")
+            raise KerasBNError("There is no data: it yields no batch with an example in it.")
         if self.steps is not None and done < self.steps:
             raise KerasBNError(
                 f"The data ended after {done} of steps={self.steps} batches; lower steps or pass more data."
@@ -124,6 +123,23 @@ class _Slices:
             yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], self.arrays)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _check_leaves(data: Any) -> None:
+    """Refuse numbers and words where arrays are wanted: they would be taken for batches."""
+    leaves = keras.tree.flatten(data)
+    if leaves and all(hasattr(leaf, "__array__") and not np.ndim(leaf) for leaf in leaves):
+        raise KerasBNError("data has 0-d arrays only; pass arrays whose first axis is the examples.")
+    if isinstance(data, (list, tuple, dict)) and leaves:
+        if all(isinstance(leaf, (numbers.Number, str, bytes)) for leaf in leaves):
+            raise KerasBNError(
+                f"data is a {type(data).__name__} of Python's {type(leaves[0]).__name__}; make it an array "
+                "first, with numpy.array(data), or an array for each input."
+            )
+
+
 def _is_arrays(data: Any) -> bool:
     leaves = keras.tree.flatten(data)
     return bool(leaves) and all(hasattr(leaf, "__array__") and np.ndim(leaf) for leaf in leaves)
@@ -135,6 +151,15 @@ def _walk(data: Any) -> Iterable[Any]:
     # A PyDataset may define no length (num_batches None): then `steps` stops the walk.
     total = _known_length(data)
     return (data[i] for i in (range(total) if total is not None else iter(int, 1)))
+
+
+def _unpacked(batch: Any, index: int) -> Any:
+    if isinstance(batch, (list, tuple)) and not 1 <= len(batch) <= 3:
+        raise KerasBNError(
+            f"Batch {index} of the data is a {type(batch).__name__} of {len(batch)}; it must be x, (x, y) or "
+            "(x, y, weights), each of arrays."
+        )
+    return keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
 def _known_length(data: Any) -> int | None:
@@ -157,11 +182,13 @@ def _check(model: keras.Model, inputs: Any, index: int) -> None:
     if not getattr(model, "inputs", None):  # subclassed, or not built yet: any shape may fit
         pairs = [(f"input {i}", None, leaf) for i, leaf in enumerate(leaves)]
     elif isinstance(inputs, dict):
-        missing = [tensor.name for tensor in model.inputs if tensor.name not in inputs]
-        if missing:
+        names = [tensor.name for tensor in model.inputs]
+        if missing := [name for name in names if name not in inputs]:
+            raise KerasBNError(f"Batch {index} of the data has no {missing}; the model's inputs are {names}.")
+        if unknown := [name for name in inputs if name not in names]:
             raise KerasBNError(
-                f"Batch {index} of the data has no {missing}; the model's inputs are "
-                f"{[tensor.name for tensor in model.inputs]}."
+                f"Batch {index} of the data has {unknown}, which the model does not take; its inputs are "
+                f"{names}; leave out the rest."
             )
         pairs = [(tensor.name, tensor, inputs[tensor.name]) for tensor in model.inputs]
     else:
@@ -172,12 +199,24 @@ def _check(model: keras.Model, inputs: Any, index: int) -> None:
             )
         pairs = [(tensor.name, tensor, leaf) for tensor, leaf in zip(model.inputs, leaves, strict=True)]
     for name, tensor, leaf in pairs:
+        if not hasattr(leaf, "shape"):
+            raise KerasBNError(
+                f"Batch {index} of the data has a {type(leaf).__name__} for {name!r}; make it an array."
+            )
         if tensor is not None and not _fits(tuple(leaf.shape), tensor.shape):
             raise KerasBNError(
                 f"Batch {index} of the data has shape {tuple(leaf.shape)} for {name!r}, which takes "
                 f"{tensor.shape}; mind the batch dimension."
             )
-        if hasattr(leaf, "__array__") and not _finite(np.asarray(leaf)):
+        if not hasattr(leaf, "__array__"):  # sparse or ragged
+            continue
+        values = np.asarray(leaf)
+        if tensor is not None and tensor.dtype != "string" and values.dtype.kind in "OSUcMm":
+            raise KerasBNError(
+                f"Batch {index} of the data has dtype {values.dtype} for {name!r}, which takes "
+                f"{tensor.dtype}; convert it to real numbers."
+            )
+        if not _finite(values):
             raise KerasBNError(
                 f"Batch {index} of the data holds NaN or infinity in {name!r}; clean the data first."
             )

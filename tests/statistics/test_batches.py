@@ -46,6 +46,7 @@ SOURCES = {
     "dataset of pairs": (lambda: tf.data.Dataset.from_tensor_slices((X, X)).batch(3), None, 3, True),
     "pydataset": (Pairs, None, 3, True),
     "list of batches in a generator": (lambda: (X[i : i + 3] for i in (0, 3, 6)), None, None, False),
+    "list of pairs": (lambda: [(X[i : i + 3], np.float32(0)) for i in (0, 3, 6)], None, 3, True),
     "generator of pairs": (lambda: ((X[i : i + 3], 0) for i in (0, 3, 6)), None, None, False),
 }
 
@@ -81,22 +82,56 @@ def test_a_trailing_axis_of_one_may_be_left_out():
     assert [batch.shape for batch in batches(model, np.ones(5), 3)] == [(3,), (2,)]
 
 
+@pytest.mark.parametrize("empty", [X[:0], (X[:0], X[:0])])
+def test_batches_without_examples_are_passed_over(model, empty):
+    found = batches(model, iter([empty, X, empty, X[:3]]), steps=2)
+    assert [len(batch) for batch in found] == [7, 3]
+
+
+@pytest.mark.parametrize("words", [np.array([["a"], ["b"]]), np.array([["a"], ["b"]], object)])
+def test_strings_are_for_a_model_that_takes_them(words):
+    inputs = keras.Input((1,), dtype="string")
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
+    assert [batch.shape for batch in batches(model, words)] == [(2, 1)]
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
         (3, {}, "data is a int; pass what Model.predict takes"),
+        ("images/", {}, "data is a str; pass what Model.predict takes"),
+        ("images/", {"batch_size": 2}, "data is a str; pass what Model.predict takes"),
+        (X.tolist(), {}, "data is a list of Python's float; make it an array"),
+        ({"x": X.tolist()}, {}, "data is a dict of Python's float; make it an array"),
+        (iter([X.tolist()]), {}, r"Batch 0 .* is a list of 7; it must be x, \(x, y\)"),
+        (iter([X[:1].tolist()]), {}, "Batch 0 .* has 2 array"),
+        (iter([([1.0], 0)]), {}, "Batch 0 .* has a float for 'x'; make it an array"),
+        (np.array(1.0), {}, "data has 0-d arrays only"),
+        (np.array(1.0), {"batch_size": 2}, "data has 0-d arrays only"),
+        (X.astype(str), {}, "Batch 0 .* dtype <U.* for 'x', which takes float32"),
+        (X.astype("S"), {}, "dtype |S"),
+        (X.astype(object), {}, "dtype object"),
+        (X.astype(complex), {}, "dtype complex128"),
+        (tf.constant(X.astype(str)), {}, "Batch 0 .* dtype object for 'x', which takes float32"),
         (X[:0], {}, "yields no batch"),
-        (iter([]), {}, "yields no batch"),
+        (iter([]), {}, "There is no data"),
+        (iter([X[:0], X[:0]]), {}, "There is no data"),
+        (iter([X[:0], np.full_like(X, np.inf)]), {}, "Batch 1 .* NaN or infinity"),
         (np.ones((4, 3)), {}, r"Batch 0 .* shape \(4, 3\) for 'x', which takes \(None, 2\)"),
         (tf.data.Dataset.from_tensor_slices(X), {}, "mind the batch dimension"),
         ([X, X], {}, "has 2 array"),
         ({"y": X}, {}, r"has no \['x'\]"),
+        ({"x": X, "id": X, "z": X}, {}, r"has \['id', 'z'\], which the model .* inputs are \['x'\]"),
         (np.array([[1, np.nan]]), {}, "Batch 0 .* NaN or infinity in 'x'"),
         (iter([X, X * np.inf]), {}, "Batch 1 .* NaN or infinity in 'x'"),
         (X, {"steps": 2}, "ended after 1 of steps=2"),
         (iter([X]), {"steps": 2}, "ended after 1 of steps=2"),
         (X, {"steps": 0}, "steps=0"),
         (X, {"batch_size": 0}, "batch_size=0"),
+        (X, {"batch_size": 2.0}, "batch_size=2.0: it must be an integer"),
+        (X, {"batch_size": "2"}, "batch_size='2': it must be an integer"),
+        (X, {"steps": True}, "steps=True: it must be an integer"),
+        (X, {"steps": 1.5}, "steps=1.5: it must be an integer"),
         (iter([X]), {"batch_size": 2}, "batch_size=2 was given with a list_iterator"),
         (tf.data.Dataset.from_tensors(X).repeat(), {}, "repeats without end"),
         (Endless(), {}, "repeats without end"),
