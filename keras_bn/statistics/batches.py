@@ -132,12 +132,12 @@ def _check_leaves(data: Any) -> None:
     leaves = keras.tree.flatten(data)
     if leaves and all(hasattr(leaf, "__array__") and not np.ndim(leaf) for leaf in leaves):
         raise KerasBNError("data has 0-d arrays only; pass arrays whose first axis is the examples.")
-    if isinstance(data, (list, tuple, dict)) and leaves:
-        if all(isinstance(leaf, (numbers.Number, str, bytes)) for leaf in leaves):
-            raise KerasBNError(
-                f"data is a {type(data).__name__} of Python's {type(leaves[0]).__name__}; make it an array "
-                "first, with numpy.array(data), or an array for each input."
-            )
+    plain = bool(leaves) and all(isinstance(leaf, (numbers.Number, str, bytes)) for leaf in leaves)
+    if plain and isinstance(data, (list, tuple, dict)):
+        raise KerasBNError(
+            f"data is a {type(data).__name__} of Python's {type(leaves[0]).__name__}; make it an array "
+            "first, with numpy.array(data), or an array for each input."
+        )
 
 
 def _is_arrays(data: Any) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -16,3 +19,18 @@ def check_weights(model: keras.Model) -> None:
             raise KerasBNError(
                 f"Weight {weight.path!r} of model {model.name!r} holds NaN or infinity; load sound weights."
             )
+
+
+def check_number(argument: str, value: Any) -> None:
+    """Raise a KerasBNError if an argument is not a number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+        raise KerasBNError(f"{argument}={value!r}; it must be a number of at least 0.")
+
+
+def check_layer_class(value: Any) -> None:
+    """Raise a KerasBNError if `layer=` is not a class of Keras layers."""
+    if not (isinstance(value, type) and issubclass(value, keras.Layer)):
+        raise KerasBNError(
+            f"layer={value!r}; it must be a class of Keras layers, such as keras_bn.BatchNormalization, not "
+            "an instance or a name."
+        )

@@ -10,7 +10,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.batches import batches
 from keras_bn.surgery._calibration import Tap, calibrate
-from keras_bn.surgery._checks import check_weights
+from keras_bn.surgery._checks import check_layer_class, check_number, check_weights
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
 from keras_bn.surgery._placement import places
@@ -96,7 +96,11 @@ def retrofit(
     >>> bool((result.model.predict(x, verbose=0) == model.predict(x, verbose=0)).all())
     True
     """
-    _check_arguments(position, drop_bias, l2_factor, layer_arguments)
+    _check_arguments(position, drop_bias, layer_arguments)
+    check_layer_class(layer)
+    check_number("l2_factor", l2_factor)
+    if tolerance is not None:
+        check_number("tolerance", tolerance)
     found = list(walk(model))
     check_weights(model)
     data = batches(model, data, batch_size, steps)
@@ -127,9 +131,7 @@ def _in_graph_order(rows: list[Row], paths: list[str]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=position))
 
 
-def _check_arguments(
-    position: str, drop_bias: bool, l2_factor: float, layer_arguments: dict[str, Any] | None
-) -> None:
+def _check_arguments(position: str, drop_bias: bool, layer_arguments: dict[str, Any] | None) -> None:
     if position not in POSITIONS:
         raise KerasBNError(f"position={position!r}; it must be one of {', '.join(POSITIONS)}.")
     if drop_bias and position == "after_activation":
@@ -137,8 +139,6 @@ def _check_arguments(
             'drop_bias=True with position="after_activation": an activation stands between bias and '
             "normalization, so the bias is not redundant; drop one of the two arguments."
         )
-    if not l2_factor >= 0:
-        raise KerasBNError(f"l2_factor={l2_factor}; it must be at least 0.")
     for name in ("axis", "name", "dtype"):
         if name in (layer_arguments or {}):
             raise KerasBNError(
