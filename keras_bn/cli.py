@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 import keras_bn
-from keras_bn.cli_files import import_modules, load_model, read_arrays, read_data
+from keras_bn.cli_files import check_writable, import_modules, load_model, read_arrays, read_data
 from keras_bn.cli_options import import_option, model_argument, optional_data_options
 from keras_bn.cli_surgery import convert, fold, recalibrate, retrofit
 from keras_bn.errors import KerasBNError
@@ -36,6 +36,13 @@ class _Verbs(click.Group):
             raise click.ClickException(str(error)) from error
         except OSError as error:
             raise click.ClickException(f"{error.strerror or error}: {error.filename or ''}") from error
+        except Exception as error:
+            import tensorflow as tf
+
+            if not isinstance(error, tf.errors.OpError):
+                raise
+            first_line = str(error.message).partition("\n")[0]  # the trace of the graph follows
+            raise click.ClickException(f"TensorFlow: {first_line}") from error
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +114,8 @@ def inspect(
         proof = keras_bn.verify_inference_mode(model_file, None if data is None else read_arrays(data))
         click.echo(json.dumps(asdict(proof)) if as_json else proof)
         return
+    if html is not None:
+        check_writable(html)
     import_modules(modules)
     model = load_model(model_file)
     examples, size = (None, None) if data is None else read_data(data, model, preprocessing, batch_size)

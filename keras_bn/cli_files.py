@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
 
@@ -29,14 +36,33 @@ def load_model(path: Path) -> keras.Model:
         raise KerasBNError(
             f"{path} is a folder; this command takes a .keras file (model.save('model.keras'))."
         )
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        raise KerasBNError(
+            f"{path} could not be loaded: it is corrupt, not the zip archive that a .keras file is; save or "
+            "copy it anew."
+        )
     try:
         return keras.models.load_model(path)
-    except (TypeError, ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise KerasBNError(
-            f"{path} could not be loaded as a Keras model: {reason} "
-            "If it holds custom layers, name the module that registers them with --import."
+            f"{path} could not be loaded: it is corrupt ({error}); save or copy it anew."
         ) from error
+    except (TypeError, ValueError, OSError, KeyError) as error:
+        if unregistered := re.search(r"(?:locate class|Unknown layer:) '([^']+)'", str(error)):
+            raise KerasBNError(
+                f"{path} could not be loaded: its class {unregistered[1]!r} is not registered; name the "
+                "module that registers it with --import."
+            ) from error
+        raise KerasBNError(
+            f"{path} could not be loaded as a Keras model: {_reason(error)}; save or copy it anew, or name "
+            "the module that registers its custom layers with --import."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of the innermost error: Keras appends whole configurations."""
+    text = str(error).rpartition("Exception encountered: ")[2].strip()
+    return text.partition("\n")[0].partition(". ")[0].rstrip(".")[:200] or type(error).__name__
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -45,8 +71,17 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise KerasBNError(f"The output must be a .keras file, got {path}.")
     if path.exists() and not overwrite:
         raise KerasBNError(f"{path} exists; choose another output or add --overwrite.")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path at which no file could be written."""
     if not path.parent.is_dir():
         raise KerasBNError(f"The folder {path.parent} does not exist; create it or choose another output.")
+    if path.is_dir():
+        raise KerasBNError(f"{path} is a folder; choose a file as the output.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise KerasBNError(f"{path} cannot be written: permission denied; choose another output.")
 
 
 def read_data(path: Path, model: keras.Model, preprocessing: str, batch_size: int) -> tuple[Any, int | None]:
@@ -68,13 +103,15 @@ def read_arrays(path: Path) -> Any:
     """The array of a `.npy` file, or of an `.npz` file with one; the dict of arrays of one with several."""
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # NumPy takes any file it does not know for a pickle, and advises to load it unsafely.
+        reason = "it is no NumPy file, or holds Python objects" if "pickle" in str(error) else error
         raise KerasBNError(
-            f"{path} could not be read as data: {error}. Give a .npy or .npz file, or a folder of images."
+            f"{path} could not be read as data: {reason}. Give a .npy or .npz file, or a folder of images."
         ) from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    arrays = dict(loaded)
+    if isinstance(arrays, np.ndarray):
+        return arrays
     if not arrays:
         raise KerasBNError(f"{path} holds no arrays; save one with numpy.savez({path.name!r}, images).")
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
@@ -105,10 +142,40 @@ def _read_images(folder: Path, model: keras.Model, preprocessing: str, batch_siz
         )
     except ValueError as error:
         raise KerasBNError(f"No images found in {folder}: {error}") from error
-    if preprocessing == "none":
-        return images
+    files = images.file_paths
     if preprocessing == "unit":
-        return images.map(lambda batch: batch / 255.0)
-    preprocess = keras.applications.imagenet_utils.preprocess_input
-    data_format = "channels_first" if channels_first else "channels_last"
-    return images.map(lambda batch: preprocess(batch, data_format=data_format, mode=preprocessing))
+        images = images.map(lambda batch: batch / 255.0)
+    elif preprocessing != "none":
+        preprocess = keras.applications.imagenet_utils.preprocess_input
+        data_format = "channels_first" if channels_first else "channels_last"
+        images = images.map(lambda batch: preprocess(batch, data_format=data_format, mode=preprocessing))
+    return _Images(images, files, channels)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Batches of images; an error names the file that cannot be decoded."""
+
+    batches: tf.data.Dataset
+    files: list[str]
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tf.Tensor]:
+        try:
+            yield from self.batches
+        except tf.errors.OpError:
+            for file in self.files:  # which one it was, TensorFlow does not tell
+                self._check(file)
+            raise
+
+    def _check(self, file: str) -> None:
+        try:
+            tf.io.decode_image(tf.io.read_file(file), self.channels, expand_animations=False)
+        except tf.errors.OpError as error:
+            raise KerasBNError(
+                f"{file} could not be decoded as an image of {self.channels} channels; mend it or take it "
+                "out of the folder."
+            ) from error

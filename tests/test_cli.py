@@ -1,6 +1,7 @@
 """The command line over real files: results, exit codes, and one line for a mistake."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 
 from keras_bn.cli import main
@@ -29,10 +31,30 @@ def folder(tmp_path_factory):
     model.save(folder / "plain.keras")
     np.save(folder / "images.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32"))
     (folder / "broken.keras").write_bytes(b"not a model")
+    _damage(folder)
     (folder / "pictures").mkdir()
     for name, picture in zip("abc", np.random.default_rng(1).integers(256, size=(3, 9, 9, 3)), strict=True):
         keras.utils.save_img(folder / "pictures" / f"{name}.png", picture)
     return folder
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def _damage(folder):
+    """Files that are nearly right."""
+    whole = bytearray((folder / "plain.keras").read_bytes())
+    (folder / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    whole[300] ^= 255
+    (folder / "flipped.keras").write_bytes(whole)
+    keras.Sequential([keras.Input((2,)), Unregistered()]).save(folder / "unregistered.keras")
+    (folder / "junk.npy").write_bytes(b"junk" * 30)
+    (folder / "empty.npy").write_bytes(b"")
+    images = np.load(folder / "images.npy")
+    np.savez(folder / "more.npz", image=images, id=np.arange(len(images)))
+    (folder / "folder.keras").mkdir()
 
 
 def keras_bn(*arguments):
@@ -80,7 +102,20 @@ def test_a_dry_run_writes_nothing(folder):
     [
         (("retrofit", "plain.keras"), 2, "--data"),
         (("retrofit", "missing.keras", "--data", "images.npy", "--dry-run"), 2, "does not exist"),
-        (("fold", "broken.keras", "--dry-run"), 1, "could not be loaded"),
+        (("fold", "broken.keras", "--dry-run"), 1, "broken.keras could not be loaded: it is corrupt"),
+        (("fold", "cut.keras", "--dry-run"), 1, "cut.keras could not be loaded: it is corrupt"),
+        (("fold", "flipped.keras", "--dry-run"), 1, "could not be loaded: it is corrupt (Bad CRC-32"),
+        (("fold", "unregistered.keras", "--dry-run"), 1, "its class 'Unregistered' is not registered"),
+        (("fold", "plain.keras", "--overwrite", "-o", "folder.keras"), 1, "is a folder; choose a file"),
+        (("fold", "plain.keras", "-o", "no/such/out.keras"), 1, "The folder no/such does not exist"),
+        (("inspect", "plain.keras", "--html", "no/such/page.html"), 1, "The folder no/such does not exist"),
+        (("retrofit", "plain.keras", "--data", "junk.npy", "--dry-run"), 1, "junk.npy could not be read"),
+        (("retrofit", "plain.keras", "--data", "empty.npy", "--dry-run"), 1, "empty.npy could not be read"),
+        (
+            ("retrofit", "plain.keras", "--data", "more.npz", "--dry-run"),
+            1,
+            "['id'], which the model",
+        ),
         (("fold", "plain.keras"), 2, "-o OUT.keras"),
         (("fold", "plain.keras", "-o", "plain.keras"), 1, "--overwrite"),
         (("fold", "plain.keras", "-o", "out.h5"), 1, ".keras file"),
@@ -96,6 +131,45 @@ def test_a_mistake_gets_one_line_and_an_exit_code(folder, arguments, code, words
     assert done.exit_code == code, done.output
     assert words in done.output
     assert "Traceback" not in done.output
+    assert "unsafely" not in done.output  # NumPy's advice on any file it does not know
+    last_line = done.output.splitlines()[-1]  # after the progress bar, if it came so far
+    assert code == 2 or (last_line.startswith("Error: ") and words in last_line and len(last_line) < 500)
+
+
+@pytest.mark.parametrize("arguments", [("fold", "-o", "out.keras"), ("inspect", "--html", "page.html")])
+def test_an_output_that_may_not_be_written_is_refused_before_the_work(folder, arguments, monkeypatch):
+    # Not by permissions, which do not hold for root.
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("keras.models.load_model", None)
+    verb, option, output = arguments
+    done = keras_bn(verb, folder / "plain.keras", option, folder / output)
+    assert done.exit_code == 1
+    assert f"{folder / output} cannot be written" in done.output
+
+
+def test_an_image_that_cannot_be_decoded_is_named(folder, tmp_path):
+    keras.utils.save_img(tmp_path / "a.png", np.zeros((9, 9, 3)))
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    done = keras_bn("retrofit", folder / "plain.keras", "--data", tmp_path, "--dry-run")
+    assert done.exit_code == 1
+    assert f"Error: {tmp_path / 'b.jpg'} could not be decoded as an image of 3 channels" in done.output
+
+
+def test_an_error_of_tensorflow_gets_one_line(folder, monkeypatch):
+    def fail(model):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory\nin node 3")
+
+    monkeypatch.setattr("keras_bn.fold", fail)
+    done = keras_bn("fold", folder / "plain.keras", "--dry-run")
+    assert (done.exit_code, done.output) == (1, "Error: TensorFlow: out of memory\n")
+
+
+def test_another_error_is_not_hidden(folder, monkeypatch):
+    def fail(model):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("keras_bn.fold", fail)
+    assert isinstance(keras_bn("fold", folder / "plain.keras", "--dry-run").exception, ZeroDivisionError)
 
 
 def test_a_folder_of_images_is_data(folder):
