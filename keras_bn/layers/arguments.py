@@ -7,6 +7,10 @@ from typing import Any
 
 from keras_bn.errors import KerasBNError
 
+# The gradient has gamma / epsilon in a constant channel, times 0. In float32 that overflows near the smallest
+# normal number, 1.2e-38, and infinity times 0 is NaN; from here on gamma may reach 1e8.
+_LEAST_EPSILON, _LARGEST_EPSILON = 1e-30, 1e30
+
 
 def _refuse(layer: str, argument: str, value: Any, allowed: str) -> KerasBNError:
     return KerasBNError(f"Layer {layer!r}: {argument} must be {allowed}, but it is {value!r}.")
@@ -36,9 +40,10 @@ def checked_momentum(momentum: Any, layer: str) -> float | None:
 
 
 def checked_epsilon(epsilon: Any, layer: str) -> float:
-    """`epsilon` as a float above 0."""
-    if not _is_number(epsilon) or not 0 < epsilon < float("inf"):
-        raise _refuse(layer, "epsilon", epsilon, "a finite number above 0")
+    """`epsilon` as a float that float32 can compute with."""
+    if not _is_number(epsilon) or not _LEAST_EPSILON <= epsilon <= _LARGEST_EPSILON:
+        allowed = f"a number in [{_LEAST_EPSILON:g}, {_LARGEST_EPSILON:g}]"
+        raise _refuse(layer, "epsilon", epsilon, allowed)
     return float(epsilon)
 
 

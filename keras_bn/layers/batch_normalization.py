@@ -46,7 +46,7 @@ class BatchNormalization(keras.layers.Layer):
     Args:
         axis: the channel axis, any one axis of inputs of rank 2 or more.
         momentum: in [0, 1), or None for the cumulative average, in which every batch weighs the same.
-        epsilon: added to the variance, above 0.
+        epsilon: added to the variance, in [1e-30, 1e30]: outside, float32 overflows.
         center: whether there is a beta.
         scale: whether there is a gamma.
         beta_initializer: initializer of beta; likewise for the other three weights.

@@ -109,3 +109,16 @@ def test_a_constant_channel_becomes_beta(axis, value):
     layer = BatchNormalization(axis, momentum=0.0, beta_initializer="ones")
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(x, training=True)), np.ones_like(x))
     np.testing.assert_array_equal(layer.get_weights()[3], np.zeros(3))
+
+
+@pytest.mark.parametrize("epsilon", [1e-30, 1e30])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("value", [0.0, 3.7, -1e4])
+def test_a_constant_channel_gives_no_nan_with_any_epsilon(epsilon, masked, value, training_step):
+    x = np.full((4, 7, 3), value, "float32")
+    dy = np.random.default_rng(0).normal(size=x.shape).astype("float32")
+    gamma = keras.initializers.Constant(9.0)
+    layer = BatchNormalization(epsilon=epsilon, momentum=0.0, gamma_initializer=gamma)
+    step = training_step(layer, x, dy, np.ones(x.shape, bool) if masked else None)
+    for found in (step.y, step.dx, *step.dweights, *layer.get_weights(), layer(x)):
+        assert np.isfinite(keras.ops.convert_to_numpy(found)).all()
