@@ -47,6 +47,16 @@ def checked_epsilon(epsilon: Any, layer: str) -> float:
     return float(epsilon)
 
 
+def check_unused(flag: str, weight: str, regularizer: Any, constraint: Any, layer: str) -> None:
+    """Refuse the options of a weight that `flag`, center or scale, leaves out when it is False."""
+    for kind, option in (("regularizer", regularizer), ("constraint", constraint)):
+        if option is not None:
+            raise KerasBNError(
+                f"Layer {layer!r}: {weight}_{kind} is {option!r}, but with {flag}=False there is no {weight}; "
+                f"leave {weight}_{kind} None or set {flag}=True."
+            )
+
+
 def checked_size(size: Any, argument: str, layer: str, least: int = 1) -> int:
     """`size` as an int of at least `least`."""
     if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < least:

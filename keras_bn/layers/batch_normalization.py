@@ -7,7 +7,7 @@ from keras import constraints, initializers, ops, regularizers
 
 from keras_bn import kernels
 from keras_bn.errors import KerasBNError
-from keras_bn.layers.arguments import checked_axis, checked_epsilon, checked_momentum
+from keras_bn.layers.arguments import check_unused, checked_axis, checked_epsilon, checked_momentum
 from keras_bn.statistics import running
 from keras_bn.statistics.moments import (
     Moments,
@@ -71,9 +71,11 @@ class BatchNormalization(keras.layers.Layer):
             All values are normalized, masked or not. A batch masked entirely changes no statistics.
 
     Raises:
-        KerasBNError: (a ValueError) an argument is out of its range; the inputs are not floating-point; the
-            mask does not fit; in training the static shape says that there is a single value per channel,
-            whose variance says nothing. Where only the data says so, the variance is 0 and nothing is NaN.
+        KerasBNError: (a ValueError) an argument is out of its range; a regularizer or constraint is of a
+            weight that center or scale leaves out (its initializer is ignored); the inputs are not
+            floating-point; the mask does not fit; in training the static shape says that there is a single
+            value per channel, whose variance says nothing. Where only the data says so, the variance is 0
+            and nothing is NaN.
 
     >>> layer = BatchNormalization(momentum=0.0)
     >>> y = layer(np.array([[1.0, 10.0], [3.0, 30.0]], "float32"), training=True)
@@ -107,6 +109,10 @@ class BatchNormalization(keras.layers.Layer):
         self.epsilon = checked_epsilon(epsilon, self.name)
         self.center = bool(center)
         self.scale = bool(scale)
+        if not self.center:
+            check_unused("center", "beta", beta_regularizer, beta_constraint, self.name)
+        if not self.scale:
+            check_unused("scale", "gamma", gamma_regularizer, gamma_constraint, self.name)
         self.beta_initializer = initializers.get(beta_initializer)
         self.gamma_initializer = initializers.get(gamma_initializer)
         self.moving_mean_initializer = initializers.get(moving_mean_initializer)

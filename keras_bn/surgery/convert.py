@@ -127,6 +127,10 @@ def _made_of(layer: Any, unbiased_variance: bool) -> BatchNormalization:
     renorm, clipping = config.pop("renorm", False), config.pop("renorm_clipping", None) or {}
     renorm_momentum = config.pop("renorm_momentum", None)
     config["unbiased_variance"] = unbiased_variance
+    # Keras accepts, and ignores, the options of a weight that is not there.
+    for weight, present in (("beta", layer.center), ("gamma", layer.scale)):
+        if not present:
+            config |= {f"{weight}_regularizer": None, f"{weight}_constraint": None}
     if not renorm:
         return BatchNormalization(**config)
     r_max, d_max = (clipping.get(name) or _UNBOUNDED for name in ("rmax", "dmax"))

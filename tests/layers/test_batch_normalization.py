@@ -259,20 +259,23 @@ def test_weights_files_move_between_the_layer_and_keras(center, scale, tmp_path)
             np.testing.assert_array_equal(found, expected)
 
 
-def test_config_round_trip_keeps_every_argument():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"center": False, "beta_initializer": "ones", "gamma_regularizer": "l1"},
+        {"scale": False, "gamma_initializer": "zeros", "beta_constraint": "non_neg"},
+    ],
+)
+def test_config_round_trip_keeps_every_argument(options):
     layer = BatchNormalization(
         axis=1,
         momentum=None,
         epsilon=0.01,
-        center=False,
-        scale=False,
-        beta_initializer="ones",
-        gamma_regularizer="l1",
-        beta_constraint="non_neg",
         unbiased_variance=False,
         frozen_statistics=True,
         name="bn",
         dtype="mixed_bfloat16",
+        **options,
     )
     config = layer.get_config()
     assert BatchNormalization.from_config(config).get_config() == config
@@ -317,6 +320,14 @@ def test_trains_in_a_compiled_model():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(KerasBNError, match=message):
         BatchNormalization(**arguments)
+
+
+@pytest.mark.parametrize(("flag", "weight"), [("center", "beta"), ("scale", "gamma")])
+@pytest.mark.parametrize(("kind", "option"), [("regularizer", "l2"), ("constraint", "non_neg")])
+def test_options_of_a_weight_that_is_not_there_are_refused(flag, weight, kind, option):
+    argument = f"{weight}_{kind}"
+    with pytest.raises(KerasBNError, match=rf"{argument} is '{option}', .* {flag}=False.* {argument} None"):
+        BatchNormalization(**{flag: False, argument: option})
 
 
 @pytest.mark.parametrize("axis", [3, -4])

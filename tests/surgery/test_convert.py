@@ -80,6 +80,17 @@ def test_options_stay():
     }
 
 
+def test_options_of_a_weight_that_is_not_there_are_dropped(images):
+    unused = {"beta_regularizer": "l2", "beta_constraint": "non_neg", "gamma_regularizer": "l1"}
+    model = net(center=False, beta_initializer="ones", **unused)
+    result = keras_bn.convert(model).model
+    layer = result.get_layer("bn")
+    assert type(layer) is BatchNormalization
+    assert layer.beta_regularizer is None and layer.beta_constraint is None
+    assert layer.gamma_regularizer is not None
+    close(result.predict(images, verbose=0), model.predict(images, verbose=0))
+
+
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_training_goes_on_as_before(unbiased, images):
     """Five steps of SGD: the same weights and statistics, unless the unbiased variance was asked for."""
