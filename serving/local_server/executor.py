@@ -2,11 +2,13 @@
 
 Nothing is checked against the shapes a signature declares: what the client sends is fed, and the operations
 of the graph have the last word. `Session.run` would refuse such feeds, so the C function under it is called;
-it is not part of TensorFlow's public API, which is why it is used in this file alone.
+it is not part of TensorFlow's public API, which is why it is used in this file alone. The exception is models
+with operations that end the process where they should raise (see `_fragile_inputs`).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -19,6 +21,11 @@ from tensorflow.python.client import pywrap_tf_session as c_api
 from serving.local_server.status import StatusError, from_exception, invalid_argument, not_found
 
 SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
+
+# Operations whose kernels (oneDNN's, the default on x86) look up a dimension by its place before they check
+# that the tensor has it, which aborts the process instead of raising. Found by feeding the operations of
+# convolutional and dense networks tensors of other ranks; these raise for wrong sizes of the right rank.
+_ABORTING = frozenset(("Conv2D", "Conv2DBackpropFilter", "Conv3D", "DepthwiseConv2dNative", "MaxPool3D"))
 
 
 class GraphSession:
@@ -100,6 +107,43 @@ class Executor(GraphSession):
             self.close()
             raise _load_error(error, path, tags) from error
         self.signatures: dict[str, SignatureDef] = dict(meta_graph.signature_def)
+        self._ranks = _fragile_inputs(meta_graph)
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        """As GraphSession.run.
+
+        Raises:
+            StatusError: also INVALID_ARGUMENT for a tensor of another rank than its signature's, if the
+                model has operations that would abort the process.
+        """
+        for name, array in feeds.items():
+            alias, rank = self._ranks.get(name, ("", array.ndim))
+            if array.ndim != rank:
+                raise invalid_argument(
+                    f"Input {alias} must have rank {rank}, as its signature says, but has rank {array.ndim} "
+                    f"(shape {list(array.shape)})"
+                )
+        return super().run(feeds, fetches, timeout_ms)
+
+
+def _fragile_inputs(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, tuple[str, int]]:
+    """The alias and the rank, by tensor name, of the inputs whose rank must be checked before a run.
+
+    These are the inputs of declared rank of a model with an operation in `_ABORTING`, in its graph or in a
+    function; of any other model none, since tensorflow_model_server answers requests of any shape.
+    """
+    graph = meta_graph.graph_def
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    if not any(node.op in _ABORTING for node in nodes):
+        return {}
+    return {
+        info.name: (alias, len(info.tensor_shape.dim))
+        for signature in meta_graph.signature_def.values()
+        for alias, info in signature.inputs.items()
+        if info.HasField("tensor_shape") and not info.tensor_shape.unknown_rank
+    }
 
 
 def _find(graph: tf.Graph, name: str) -> tf.Tensor:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from serving.local_server.executor import Executor
 from serving.local_server.status import StatusError
+from tests.serving.golden import make_models
 
 
 def _executor(path: Path) -> Executor:
@@ -66,6 +67,53 @@ def test_errors_are_the_runtime_s(
     with pytest.raises(StatusError) as raised:
         three.run(feeds, fetches)
     assert str(raised.value) == error
+
+
+_OPERATIONS = {  # and the shape of their input
+    "Conv1D": ((8, 3), lambda x: tf.nn.conv1d(x, tf.ones((3, 3, 4)), 1, "SAME")),
+    "Conv2D": ((8, 8, 3), lambda x: tf.nn.conv2d(x, tf.ones((3, 3, 3, 4)), 1, "SAME")),
+    "Conv3D": ((4, 4, 4, 3), lambda x: tf.nn.conv3d(x, tf.ones((3, 3, 3, 3, 4)), [1] * 5, "SAME")),
+    "DepthwiseConv2dNative": (
+        (8, 8, 3),
+        lambda x: tf.nn.depthwise_conv2d(x, tf.ones((3, 3, 3, 2)), [1] * 4, "SAME"),
+    ),
+    "Conv2DBackpropFilter": (
+        (8, 8, 3),
+        lambda x: tf.raw_ops.Conv2DBackpropFilter(
+            input=x, filter_sizes=[3, 3, 3, 1], out_backprop=x[..., :1], strides=[1] * 4, padding="SAME"
+        ),
+    ),
+    "MaxPool3D": ((4, 4, 4, 3), lambda x: tf.nn.max_pool3d(x, 2, 2, "VALID")),
+}
+
+
+@pytest.mark.parametrize("in_function", [False, True], ids=["graph", "function"])
+@pytest.mark.parametrize("name", _OPERATIONS)
+def test_ranks_that_would_end_the_process_are_refused(tmp_path: Path, name: str, in_function: bool) -> None:
+    """Each of these operations aborts on a lower rank, so a missing check ends this test's process too."""
+    shape, operation = _OPERATIONS[name]
+
+    def build() -> dict:
+        x = tf.compat.v1.placeholder(tf.float32, [None, *shape], "x")
+        y = tf.function(operation)(x) if in_function else operation(x)
+        return {
+            "serving_default": make_models.sig({"image": x}, {"y": tf.identity(y, "y")}),
+            "other": make_models.sig({"image": x}, {"y": y}),
+        }
+
+    make_models.write_graph(str(tmp_path / "1"), build)
+    executor = _executor(tmp_path)
+    rank = 1 + len(shape)
+    for other in {*range(8)} - {rank}:
+        wrong = np.zeros([2] * other, np.float32)
+        with pytest.raises(StatusError) as raised:
+            executor.run({"x:0": wrong}, ["y:0"])
+        assert str(raised.value) == (
+            f"INVALID_ARGUMENT: Input image must have rank {rank}, as its signature says, "
+            f"but has rank {other} (shape {[2] * other})"
+        )
+    assert executor.run({"x:0": np.zeros((2, *shape), np.float32)}, ["y:0"])[0].size
+    executor.close()
 
 
 def test_a_run_is_cancelled_when_its_time_is_up(models: Path) -> None:

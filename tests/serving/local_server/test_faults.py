@@ -17,10 +17,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, predict_pb2
 
+from tests.serving.golden import make_models
 from tests.serving.golden.process import Server
 
 Start = Callable[..., Server]
@@ -134,6 +136,46 @@ def test_a_version_that_appears_piece_by_piece_is_served_when_it_is_whole(
     half.write_bytes(whole)
     _until(lambda: _states(server) == {1: "END", 2: "AVAILABLE"})
     assert _predict(server) == [3.0]
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["direct", "batched"])
+def test_images_of_the_wrong_rank_are_refused(start: Start, tmp_path: Path, batched: bool) -> None:
+    """The convolution they would reach ends the process."""
+
+    def build() -> dict:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 3], "x")
+        y = tf.nn.relu(tf.nn.conv2d(x, tf.ones((3, 3, 3, 4)), 1, "VALID"))
+        return {"serving_default": make_models.sig({"image": x}, {"y": y})}
+
+    make_models.write_graph(str(tmp_path / "convolution" / "1"), build)
+    server = start(model_name="m", model_base_path=tmp_path / "convolution", enable_batching=batched)
+    reason = "Input image must have rank 4, as its signature says, but has rank 2 (shape [1, 3])"
+
+    with pytest.raises(urllib.error.HTTPError) as over_rest:
+        _predict(server, body=b'{"instances": [[0.0, 0.0, 0.0]]}')
+    assert over_rest.value.code == 400
+    assert json.loads(over_rest.value.read()) == {"error": reason}
+
+    with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+
+        def ask(*shape: int) -> grpc.StatusCode:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = "m"
+            request.inputs["image"].dtype = 1
+            for size in shape:
+                request.inputs["image"].tensor_shape.dim.add().size = size
+            try:
+                call(request.SerializeToString(), timeout=30)
+            except grpc.RpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        assert {ask(*[2] * rank) for rank in (1, 2, 3, 5)} == {grpc.StatusCode.INVALID_ARGUMENT}
+        same_rank = [(1, 8, 8, 4), (1, 2, 2, 3), (1, 0, 0, 3), (1, 8, 8, 0), (0, 2**40, 8, 3)]
+        answers = {shape: ask(*shape) for shape in same_rank}
+        assert ask(1, 8, 8, 3) == grpc.StatusCode.OK, answers
+    assert server.exit_code() is None
 
 
 def test_bad_versions_leave_the_good_one(models: Path, start: Start, tmp_path: Path) -> None:
