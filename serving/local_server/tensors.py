@@ -4,6 +4,8 @@ send."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -32,8 +34,10 @@ _FIELDS: dict[int, tuple[str, np.dtype]] = {
 _BITS = {types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
 _COMPLEX = {types_pb2.DT_COMPLEX64, types_pb2.DT_COMPLEX128}
 MAX_RANK = 64  # NumPy's; TensorFlow itself goes to 254
-# As large as a message can be; a typed field with one value may claim to stand for any number of elements.
+# As large as a message can be.
 _MAX_BYTES = 2**31
+# What a message of a few bytes may stand for, with one value in its typed field to be repeated.
+_MAX_REPEATED_BYTES = 2**26
 
 
 class Malformed(ValueError):
@@ -116,10 +120,12 @@ def _strings(content: bytes, count: int) -> np.ndarray:
     return array
 
 
-def _from_values(values: object, dtype: int, field_dtype: np.dtype, shape: list[int]) -> np.ndarray:
+def _from_values(values: Sequence[Any], dtype: int, field_dtype: np.dtype, shape: list[int]) -> np.ndarray:
     count = math.prod(shape)
     width = 2 if dtype in _COMPLEX else 1
-    given = np.array(values[: count * width], field_dtype)  # type: ignore[index]
+    if len(values) < count * width and count * numpy_dtype(dtype).itemsize > _MAX_REPEATED_BYTES:
+        raise Malformed(f"shape {shape[:8]} for {len(values)} values")
+    given = np.array(values[: count * width], field_dtype)
     if dtype == types_pb2.DT_STRING:
         given = given if given.size else np.array([b""], object)
     elif dtype in _BITS:

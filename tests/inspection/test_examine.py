@@ -26,7 +26,7 @@ def sound():
             L.ReLU(),
             keras_bn.BatchNormalization(momentum=None, name="second"),
             L.GlobalAveragePooling1D(),
-            L.Dense(4),
+            L.Dense(4, name="dense"),
         ],
         name="net",
     )

@@ -58,6 +58,15 @@ def test_bfloat16_round_trips() -> None:
     _same(tensors.to_array(proto), array)
 
 
+def test_a_few_bytes_cannot_stand_for_gigabytes() -> None:
+    proto = tensor_pb2.TensorProto(dtype=tf.float32.as_datatype_enum, float_val=[1.0])
+    proto.tensor_shape.dim.add(size=2**24 + 1)
+    with pytest.raises(tensors.Malformed):
+        tensors.to_array(proto)
+    proto.tensor_shape.dim[0].size = 2**20
+    assert tensors.to_array(proto).sum() == 2**20
+
+
 def test_the_last_value_is_repeated_and_excess_is_ignored() -> None:
     proto = tf.make_tensor_proto([1.0, 2.0])
     proto.tensor_content = b""
