@@ -5,6 +5,8 @@ import operator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from keras_bn.errors import KerasBNError
 
 # The gradient has gamma / epsilon in a constant channel, times 0. In float32 that overflows near the smallest
@@ -20,14 +22,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def checked_flag(flag: Any, argument: str, layer: str) -> bool:
+    """`flag` as a bool; what merely counts as true or false, such as "no", is likely a mistake."""
+    if not isinstance(flag, (bool, np.bool_)):
+        raise _refuse(layer, argument, flag, "True or False")
+    return bool(flag)
+
+
 def checked_axis(axis: Any, layer: str) -> int:
     """`axis` as an int; which axes there are is known only when the layer is built."""
     if isinstance(axis, (list, tuple)) and len(axis) == 1:  # as tf.keras used to save it
         axis = axis[0]
-    try:
-        return operator.index(axis)
-    except TypeError:
-        raise _refuse(layer, "axis", axis, "one integer") from None
+    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        raise _refuse(layer, "axis", axis, "one integer")
+    return int(axis)
 
 
 def checked_momentum(momentum: Any, layer: str) -> float | None:
@@ -52,7 +60,7 @@ def check_unused(flag: str, weight: str, regularizer: Any, constraint: Any, laye
     for kind, option in (("regularizer", regularizer), ("constraint", constraint)):
         if option is not None:
             raise KerasBNError(
-                f"Layer {layer!r}: {weight}_{kind} is {option!r}, but with {flag}=False there is no {weight}; "
+                f"Layer {layer!r}: {weight}_{kind} is {option!r}, but {flag}=False leaves no {weight}; "
                 f"leave {weight}_{kind} None or set {flag}=True."
             )
 

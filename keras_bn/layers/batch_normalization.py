@@ -7,7 +7,13 @@ from keras import constraints, initializers, ops, regularizers
 
 from keras_bn import kernels
 from keras_bn.errors import KerasBNError
-from keras_bn.layers.arguments import check_unused, checked_axis, checked_epsilon, checked_momentum
+from keras_bn.layers.arguments import (
+    check_unused,
+    checked_axis,
+    checked_epsilon,
+    checked_flag,
+    checked_momentum,
+)
 from keras_bn.statistics import running
 from keras_bn.statistics.moments import (
     Moments,
@@ -107,8 +113,8 @@ class BatchNormalization(keras.layers.Layer):
         self.axis = checked_axis(axis, self.name)
         self.momentum = checked_momentum(momentum, self.name)
         self.epsilon = checked_epsilon(epsilon, self.name)
-        self.center = bool(center)
-        self.scale = bool(scale)
+        self.center = checked_flag(center, "center", self.name)
+        self.scale = checked_flag(scale, "scale", self.name)
         if not self.center:
             check_unused("center", "beta", beta_regularizer, beta_constraint, self.name)
         if not self.scale:
@@ -121,9 +127,9 @@ class BatchNormalization(keras.layers.Layer):
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.synchronized = bool(synchronized)
-        self.unbiased_variance = bool(unbiased_variance)
-        self.frozen_statistics = bool(frozen_statistics)
+        self.synchronized = checked_flag(synchronized, "synchronized", self.name)
+        self.unbiased_variance = checked_flag(unbiased_variance, "unbiased_variance", self.name)
+        self.frozen_statistics = checked_flag(frozen_statistics, "frozen_statistics", self.name)
         self.supports_masking = True
         if self.synchronized and keras.backend.backend() != "tensorflow":
             raise KerasBNError(

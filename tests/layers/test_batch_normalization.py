@@ -315,11 +315,29 @@ def test_trains_in_a_compiled_model():
         ({"epsilon": float("inf")}, "epsilon must be"),
         ({"axis": 1.5}, "axis must be one integer, but it is 1.5"),
         ({"axis": [1, 2]}, "axis must be one integer"),
+        ({"axis": True}, "axis must be one integer, but it is True"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(KerasBNError, match=message):
         BatchNormalization(**arguments)
+
+
+FLAGS = ["center", "scale", "synchronized", "unbiased_variance", "frozen_statistics"]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("value", ["no", 2, 0, None])
+def test_flags_that_are_not_bools_are_refused(flag, value):
+    with pytest.raises(KerasBNError, match=rf"{flag} must be True or False, but it is {value!r}\."):
+        BatchNormalization(**{flag: value})
+
+
+def test_numpy_scalars_are_taken_as_python_ones():
+    layer = BatchNormalization(axis=np.int64(1), **{flag: np.bool_(False) for flag in FLAGS})
+    config = layer.get_config()
+    assert [type(config[name]) for name in ["axis", *FLAGS]] == [int] + [bool] * len(FLAGS)
+    assert not any(config[flag] for flag in FLAGS)
 
 
 @pytest.mark.parametrize(("flag", "weight"), [("center", "beta"), ("scale", "gamma")])
