@@ -49,6 +49,10 @@ class BatchNormalization(keras.layers.Layer):
     `unbiased_variance=False` gives Keras 3's biased one. m counts the values per channel: batch size times
     positions.
 
+    Weights: gamma, beta, moving_mean and moving_variance, `(channels,)`, as in Keras's layer, and files fit
+    both. The exception is momentum None, with the scalar batches_seen as a fifth: Keras's files load, what
+    they average counting as one batch, but Keras's layer takes no more than `layer.get_weights()[:-1]`.
+
     Args:
         axis: the channel axis, any one axis of inputs of rank 2 or more.
         momentum: in [0, 1), or None for the cumulative average, in which every batch weighs the same.
@@ -176,6 +180,13 @@ class BatchNormalization(keras.layers.Layer):
                 aggregation="only_first_replica",
                 name="batches_seen",
             )
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load weights, also those of Keras's layer, which do not count batches: then batches_seen is 1."""
+        if self.batches_seen is not None:
+            # Not 0, with which the next batch would replace what was loaded.
+            store = {str(len(self.variables) - 1): 1, **store}
+        super().load_own_variables(store)
 
     def _add_vector(self, name: str, initializer: Any, regularizer: Any, constraint: Any) -> keras.Variable:
         return self.add_weight(

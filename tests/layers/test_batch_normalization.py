@@ -259,6 +259,40 @@ def test_weights_files_move_between_the_layer_and_keras(center, scale, tmp_path)
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize(("center", "scale"), [(True, True), (False, True), (False, False)])
+def test_the_averages_of_a_keras_file_count_as_one_batch(center, scale, suffix, tmp_path):
+    ours = BatchNormalization(momentum=None, center=center, scale=scale, name="bn")
+    theirs = layers.BatchNormalization(center=center, scale=scale, name="bn")
+    one, other = (keras.Sequential([keras.Input((3,)), layer]) for layer in (theirs, ours))
+    _filled(theirs, (4, 3))
+    save = one.save if suffix == ".keras" else one.save_weights
+    save(tmp_path / f"one{suffix}")
+    ours(_normal(4, 3), training=True)
+    ours(_normal(4, 3), training=True)
+    other.load_weights(tmp_path / f"one{suffix}")
+    *found, seen = ours.get_weights()
+    for weight, expected in zip(found, theirs.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    assert seen == 1
+    x = _normal(5, 3, seed=1)
+    ours(x, training=True)
+    expected = (_numpy(theirs.moving_mean) + x.mean(0)) / 2
+    np.testing.assert_allclose(_numpy(ours.moving_mean), expected, rtol=1e-6)
+
+
+def test_keras_takes_the_weights_of_a_cumulative_average_without_the_counter(tmp_path):
+    ours, theirs = BatchNormalization(momentum=None, name="bn"), layers.BatchNormalization(name="bn")
+    one, other = (keras.Sequential([keras.Input((3,)), layer]) for layer in (ours, theirs))
+    _filled(ours, (4, 3))
+    one.save_weights(tmp_path / "one.weights.h5")
+    with pytest.raises(ValueError, match="expected 4 variables, but received 5"):
+        other.load_weights(tmp_path / "one.weights.h5")
+    theirs.set_weights(ours.get_weights()[:-1])
+    x = _normal(4, 3)
+    np.testing.assert_allclose(_numpy(theirs(x)), _numpy(ours(x)), atol=4e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [
