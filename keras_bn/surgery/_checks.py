@@ -23,7 +23,7 @@ def check_weights(model: keras.Model) -> None:
 
 def check_number(argument: str, value: Any) -> None:
     """Raise a KerasBNError if an argument is not a number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
         raise KerasBNError(f"{argument}={value!r}; it must be a number of at least 0.")
 
 
