@@ -81,7 +81,8 @@ def _shape(proto: tensor_pb2.TensorProto) -> list[int]:
     if proto.tensor_shape.unknown_rank:
         return []
     shape = [dim.size for dim in proto.tensor_shape.dim]
-    total = math.prod(shape) * numpy_dtype(proto.dtype).itemsize
+    # NumPy refuses [0, 2**62] as too big, so an empty tensor is held to its other dimensions.
+    total = math.prod(max(size, 1) for size in shape) * numpy_dtype(proto.dtype).itemsize
     if len(shape) > MAX_RANK or any(size < 0 for size in shape) or total > _MAX_BYTES:
         raise Malformed(f"shape {shape[:8]}")
     return shape

@@ -65,6 +65,10 @@ def test_a_few_bytes_cannot_stand_for_gigabytes() -> None:
         tensors.to_array(proto)
     proto.tensor_shape.dim[0].size = 2**20
     assert tensors.to_array(proto).sum() == 2**20
+    proto.tensor_shape.dim[0].size = 0
+    proto.tensor_shape.dim.add(size=2**62)
+    with pytest.raises(tensors.Malformed):
+        tensors.to_array(proto)
 
 
 def test_the_last_value_is_repeated_and_excess_is_ignored() -> None:
