@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -260,7 +261,7 @@ def _print_next_steps(version_folder: Path, image: np.ndarray, label: int) -> No
         f"""
 The exported model is in {version_folder}. Serve it again (Ctrl-C stops it):
 
-    keras-bn serve {version_folder.parent}
+    {sys.argv[0]} serve {version_folder.parent}
 
 and, from another terminal, send it a scanned {label} (the answer's largest probability is at index {label}):
 
