@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)  ## install into .venv (again only when pyproject.toml changed)
 
 .PHONY: demo
-demo: export TF_CPP_MIN_LOG_LEVEL = 3  # the demo's own lines only
+# Fewer of TensorFlow's log lines between the demo's own; its first ones heed no level.
+demo: export TF_CPP_MIN_LOG_LEVEL = 3
 demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digits
 	$(BIN)/keras-bn demo
 

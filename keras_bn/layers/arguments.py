@@ -18,7 +18,8 @@ def _refuse(layer: str, argument: str, value: Any, allowed: str) -> KerasBNError
     return KerasBNError(f"Layer {layer!r}: {argument} must be {allowed}, but it is {value!r}.")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, which a bool is not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -42,14 +43,14 @@ def checked_momentum(momentum: Any, layer: str) -> float | None:
     """`momentum` as a float in [0, 1), or None."""
     if momentum is None:
         return None
-    if not _is_number(momentum) or not 0 <= momentum < 1:
+    if not is_number(momentum) or not 0 <= momentum < 1:
         raise _refuse(layer, "momentum", momentum, "in [0, 1), or None for the cumulative average")
     return float(momentum)
 
 
 def checked_epsilon(epsilon: Any, layer: str) -> float:
     """`epsilon` as a float that float32 can compute with."""
-    if not _is_number(epsilon) or not _LEAST_EPSILON <= epsilon <= _LARGEST_EPSILON:
+    if not is_number(epsilon) or not _LEAST_EPSILON <= epsilon <= _LARGEST_EPSILON:
         allowed = f"a number in [{_LEAST_EPSILON:g}, {_LARGEST_EPSILON:g}]"
         raise _refuse(layer, "epsilon", epsilon, allowed)
     return float(epsilon)
@@ -74,7 +75,7 @@ def checked_size(size: Any, argument: str, layer: str, least: int = 1) -> int:
 
 def checked_schedule(value: Any, argument: str, layer: str, least: float) -> list[tuple[int, float]]:
     """A number, or points (step, number) with increasing steps, as a list of points."""
-    points = [(0, value)] if _is_number(value) else value
+    points = [(0, value)] if is_number(value) else value
     try:
         points = [(operator.index(step), number) for step, number in points]
     except (TypeError, ValueError):
@@ -82,7 +83,7 @@ def checked_schedule(value: Any, argument: str, layer: str, least: float) -> lis
     steps = [step for step, _ in points]
     if (
         not points
-        or not all(_is_number(number) and least <= number < float("inf") for _, number in points)
+        or not all(is_number(number) and least <= number < float("inf") for _, number in points)
         or any(later <= earlier for earlier, later in pairwise(steps))
     ):
         allowed = f"a finite number of at least {least}, or points (step, number) with increasing steps"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_bn.errors import KerasBNError
+from keras_bn.layers.arguments import is_number
 
 
 def check_weights(model: keras.Model) -> None:
@@ -23,7 +23,7 @@ def check_weights(model: keras.Model) -> None:
 
 def check_number(argument: str, value: Any) -> None:
     """Raise a KerasBNError if an argument is not a number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
+    if not is_number(value) or not value >= 0:
         raise KerasBNError(f"{argument}={value!r}; it must be a number of at least 0.")
 
 

@@ -128,6 +128,7 @@ class Catalog:
             while not self._stopped.wait(seconds):
                 try:
                     step()
+                # Whatever a round stumbles over, what is served stays served and the next round may succeed.
                 except Exception:
                     _log.exception("Following the %s failed; it goes on.", name)
 
