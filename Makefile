@@ -57,13 +57,13 @@ notebooks: $(STAMP)  ## run the notebooks, outputs written into them
 	$(BIN)/python notebooks/execute.py
 
 .PHONY: docs
-docs: $(STAMP)  ## build the documentation into site/; a broken link is an error
-	$(BIN)/python -m sphinx -W --keep-going -q -d site/.doctrees docs site
-	@echo "open site/index.html"
+docs: $(STAMP)  ## build the documentation into site/html/; a broken link is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -d site/.doctrees docs site/html
+	@echo "open site/html/index.html"
 
 .PHONY: docs-serve
 docs-serve: docs  ## build the documentation and show it on http://127.0.0.1:8000
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site/html 8000
 
 .PHONY: clean
 clean:  ## remove the environment and everything the targets made

@@ -15,10 +15,8 @@ from benchmarks.experiments.plots import (
     RED,
     Figure,
     accuracy_curves,
-    curve,
-    loss_axis,
+    loss_curves,
     panels,
-    step_axis,
 )
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.tables import aligned, percent
@@ -56,12 +54,7 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 def draw(results: Results) -> Figure:
     figure, (left, right) = panels(2)
     accuracy_curves(left, results, VARIANTS, f"{results.settings['examples']} training images")
-    for variant, colour in VARIANTS.items():
-        history = results.of(variant)[0]
-        curve(right, history["step"], results.values(variant, "loss"), variant, color=colour)
-    step_axis(right, history["step"])
-    loss_axis(right)
-    right.set_title("Cross-entropy")
+    loss_curves(right, results, VARIANTS)
     return figure
 
 

@@ -59,7 +59,7 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 
 
 def draw(results: Results) -> Figure:
-    figure, (axes,) = panels(beside=True)
+    figure, (axes,) = panels()
     title = f"Statistics used at inference, batch {results.settings['batch_size']}"
     accuracy_curves(axes, results, VARIANTS, title)
     return figure

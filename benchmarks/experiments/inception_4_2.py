@@ -110,10 +110,10 @@ def plain_best(results: Results) -> float:
 
 
 def draw(results: Results) -> Figure:
-    figure, (axes,) = panels(beside=True)
+    figure, (axes,) = panels()
     colours = {name: variant.colour for name, variant in VARIANTS.items()}
+    axes.axhline(plain_best(results), color=ORANGE, lw=0.8, ls="--", label="Inception's best")
     accuracy_curves(axes, results, colours, "Inception-style network on small images")
-    axes.axhline(plain_best(results), color=ORANGE, lw=0.8, ls="--")
     return figure
 
 

@@ -8,7 +8,7 @@ import keras
 
 from benchmarks.experiments.data import Data
 from benchmarks.experiments.experiment import Experiment, Settings
-from benchmarks.experiments.plots import BLUE, ORANGE, Figure, accuracy_curves, panels
+from benchmarks.experiments.plots import BLUE, ORANGE, Figure, accuracy_curves, loss_curves, panels
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.tables import accuracies
 from benchmarks.experiments.training import train
@@ -53,8 +53,9 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 
 
 def draw(results: Results) -> Figure:
-    figure, (axes,) = panels()
-    accuracy_curves(axes, results, VARIANTS, "LeNet-5")
+    figure, (left, right) = panels(2)
+    accuracy_curves(left, results, VARIANTS, "LeNet-5")
+    loss_curves(right, results, VARIANTS)
     return figure
 
 

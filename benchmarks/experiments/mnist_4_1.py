@@ -10,10 +10,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks.experiments.data import Data
 from benchmarks.experiments.experiment import Experiment, Settings
-from benchmarks.experiments.plots import BLUE, ORANGE, Figure, accuracy_curves, panels, step_axis
+from benchmarks.experiments.plots import BLUE, ORANGE, Figure, accuracy_curves, curve, panels, step_axis
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.tables import aligned, percent, steps
 from benchmarks.experiments.training import evaluate, predict, steps_to, train
@@ -22,6 +23,7 @@ from keras_bn import BatchNormalization
 VARIANTS = {"without BN": ORANGE, "with BN": BLUE}
 PERCENTILES = (15, 50, 85)
 TARGETS = (0.80, 0.90)
+SHOWN_TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def network(side: int, bn: bool, settings: Settings) -> keras.Model:
@@ -60,22 +62,29 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 
 
 def draw(results: Results) -> Figure:
-    figure, (left, *right) = panels(3)
-    accuracy_curves(left, results, VARIANTS, "Mean of all seeds, and their range")
+    figure, (accuracy, needed, *inputs) = panels(2, 2)
+    accuracy_curves(accuracy, results, VARIANTS, f"Test accuracy, {results.seeds} seeds")
+    for variant, colour in VARIANTS.items():
+        reached = [[steps_to(history, t) for t in SHOWN_TARGETS] for history in results.of(variant)]
+        curve(needed, SHOWN_TARGETS, np.array(reached, "float64"), variant, color=colour, marker="o", ms=3)
+    needed.set(title="Steps to a given test accuracy", ylabel="training step", yscale="log")
+    needed.set_xlabel("test accuracy")
+    needed.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    needed.yaxis.set_major_formatter("{x:g}")
     low, high = np.inf, -np.inf
-    for axes, (variant, colour) in zip(right, VARIANTS.items(), strict=True):
+    for axes, (variant, colour) in zip(inputs, VARIANTS.items(), strict=True):
         history = results.of(variant)[0]
         lines = np.array(history["percentiles"]).T
         for line, name in zip(lines, PERCENTILES, strict=True):
             axes.plot(history["step"], line, color=colour, lw=1.8 if name == 50 else 1.0)
             axes.annotate(f" {name}th", (history["step"][-1], line[-1]), va="center", annotation_clip=False)
         axes.fill_between(history["step"], lines[0], lines[-1], color=colour, alpha=0.12, lw=0)
-        axes.set(title=f"Input of one last-layer sigmoid, {variant}")
+        axes.set(title=f"Input of one sigmoid, last layer, {variant}")
         step_axis(axes, history["step"])
         low, high = min(low, lines.min()), max(high, lines.max())
-    for axes in right:
+    for axes in inputs:
         axes.set_ylim(low - 0.3, high + 0.3)
-    right[0].set_ylabel("15th, 50th and 85th percentile")
+    inputs[0].set_ylabel("15th, 50th and 85th percentile")
     return figure
 
 

@@ -14,7 +14,7 @@ from benchmarks.experiments.tables import accuracies
 from benchmarks.experiments.training import train
 from keras_bn import BatchNormalization
 
-ACTIVATIONS = ("relu", "sigmoid")
+ACTIVATIONS = {"relu": "ReLU", "sigmoid": "Sigmoid"}
 PLACES = {"no BN": ORANGE, "BN before": BLUE, "BN after": GREEN}
 
 
@@ -49,9 +49,9 @@ def variants(settings: Settings) -> list[str]:
 
 def draw(results: Results) -> Figure:
     figure, axes = panels(2, sharey=True)
-    for panel, activation in zip(axes, ACTIVATIONS, strict=True):
+    for panel, (activation, title) in zip(axes, ACTIVATIONS.items(), strict=True):
         colours = {f"{activation}, {place}": colour for place, colour in PLACES.items()}
-        accuracy_curves(panel, results, colours, f"{activation} network")
+        accuracy_curves(panel, results, colours, f"{title} network")
     return figure
 
 

@@ -18,8 +18,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from benchmarks.experiments.results import Results
 
-# Okabe and Ito's palette without its yellow, which is too light for lines.
-BLACK, BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
+# Okabe and Ito's palette, with grey and brown instead of its yellow, which is too light for lines.
+BLACK, BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BROWN = (
     "#000000",
     "#0072B2",
     "#E69F00",
@@ -28,10 +28,11 @@ BLACK, BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
     "#56B4E9",
     "#CC79A7",
     "#888888",
+    "#6B4423",
 )
-COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, GREY)
-PANEL = (4.6, 3.6)
-LEGEND = 1.8
+# Two panels side by side are as wide as a page shows without shrinking their text.
+PANEL = (4.2, 3.3)
+ALONE = (6.2, 3.5)
 
 STYLE = {
     "font.size": 9,
@@ -53,11 +54,9 @@ STYLE = {
 plt.rcParams.update(STYLE)
 
 
-def panels(
-    columns: int = 1, rows: int = 1, beside: bool = False, **kwargs: object
-) -> tuple[Figure, np.ndarray]:
-    """A figure of panels of the one size, and its axes as a flat array; `beside`: room for a legend there."""
-    size = (PANEL[0] * columns + beside * LEGEND, PANEL[1] * rows)
+def panels(columns: int = 1, rows: int = 1, **kwargs: object) -> tuple[Figure, np.ndarray]:
+    """A figure of one wide panel or of several of one size, and its axes as a flat array."""
+    size = ALONE if columns == rows == 1 else (PANEL[0] * columns, PANEL[1] * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **kwargs)
     return figure, axes.ravel()
 
@@ -98,6 +97,16 @@ def step_axis(axes: Axes, measured: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def loss_curves(axes: Axes, results: Results, colours: Mapping[str, str]) -> None:
+    """Test loss over training steps of the variants named in `colours`."""
+    for variant, colour in colours.items():
+        history = results.of(variant)[0]
+        curve(axes, history["step"], results.values(variant, "loss"), variant, color=colour)
+    step_axis(axes, history["step"])
+    loss_axis(axes)
+    axes.set_title("Cross-entropy")
 
 
 def loss_axis(axes: Axes) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import keras_bn
 from benchmarks.experiments.data import Data
 from benchmarks.experiments.experiment import Experiment, Settings
-from benchmarks.experiments.plots import BLUE, GREEN, ORANGE, PINK, Figure, curve, loss_axis, panels
+from benchmarks.experiments.plots import BLACK, BLUE, GREEN, ORANGE, PINK, Figure, curve, loss_axis, panels
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.tables import aligned, percent
 from benchmarks.experiments.training import evaluate, predict, train
@@ -94,13 +94,16 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 
 def draw(results: Results) -> Figure:
     rates = results.settings["fine_tuning_rates"]
-    figure, (scatter, *losses) = panels(1 + len(rates))
+    figure, (scatter, insertion, *losses) = panels(2, -(-(2 + len(rates)) // 2))
     for variant, colour in VARIANTS.items():
         first = results.of(variant)[0]
         if variant != "original":
             before, after = np.ravel(first["before"]["logits"]), np.ravel(first["after"]["logits"])
             top = 3 if variant == "retrofitted" else 2
             scatter.plot(before, after, ".", color=colour, ms=4, label=variant, zorder=top)
+        at_once = results.values(variant, f"fine-tuned at {rates[0]}", "loss")[:, 0]
+        insertion.bar(variant, at_once.mean(), color=colour, width=0.6)
+        insertion.plot([variant] * len(at_once), at_once, ".", color=BLACK, ms=4)
         for axes, rate in zip(losses, rates, strict=True):
             key = f"fine-tuned at {rate}"
             curve(axes, first[key]["step"], results.values(variant, key, "loss"), variant, color=colour)
@@ -108,6 +111,7 @@ def draw(results: Results) -> Figure:
             loss_axis(axes)
     scatter.set(title="Outputs at insertion", xlabel="logit of the original", ylabel="logit with BN inserted")
     scatter.legend(loc="upper left")
+    insertion.set(title="Test loss at insertion (dots: seeds)", ylabel="test loss")
     limits = [axes.get_ylim() for axes in losses]
     for axes in losses:
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
