@@ -38,8 +38,10 @@ myst_url_schemes = {"http": None, "https": None, "mailto": None} | {
         "tf-keras": "keras-team/tf-keras",
         "tensorflow": "tensorflow/tensorflow",
         "addons": "tensorflow/addons",
+        "models": "tensorflow/models",
         "serving": "tensorflow/serving",
         "pytorch": "pytorch/pytorch",
+        "lightning": "Lightning-AI/pytorch-lightning",
     }.items()
 }
 

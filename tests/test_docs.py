@@ -195,3 +195,19 @@ def test_the_api_pages_have_every_public_name(site):
 def test_the_command_line_page_has_every_command():
     page = (DOCS / "api" / "command_line.md").read_text(encoding="utf-8")
     assert re.findall(r"\{command-help\} (\w+)", page) == list(main.commands)
+
+
+def test_the_migration_table_has_the_defaults_of_each_package():
+    page = (DOCS / "migration.md").read_text(encoding="utf-8")
+    table = {cells[0]: cells[1:] for cells in (re.split(r" *\| *", line)[1:-1] for line in page.splitlines())}
+    momentum, epsilon = (
+        [float(cell.split(",")[0]) for cell in table[f"default {name}"]] for name in ("momentum", "epsilon")
+    )
+    layers = [keras_bn.BatchNormalization(), keras.layers.BatchNormalization()]
+    if importlib.util.find_spec("tf_keras"):
+        layers.append(importlib.import_module("tf_keras").layers.BatchNormalization())
+    for layer, *stated in zip(layers, momentum, epsilon, strict=False):
+        assert stated == [layer.momentum, layer.epsilon], layer
+    if importlib.util.find_spec("torch"):
+        layer = importlib.import_module("torch").nn.BatchNorm2d(1)
+        assert [momentum[3], epsilon[3]] == [layer.momentum, layer.eps]
