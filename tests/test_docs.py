@@ -199,7 +199,8 @@ def test_the_command_line_page_has_every_command():
 
 def test_the_migration_table_has_the_defaults_of_each_package():
     page = (DOCS / "migration.md").read_text(encoding="utf-8")
-    table = {cells[0]: cells[1:] for cells in (re.split(r" *\| *", line)[1:-1] for line in page.splitlines())}
+    lines = [re.split(r" *\| *", line)[1:-1] for line in page.splitlines() if line.startswith("|")]
+    table = {name: cells for name, *cells in lines}
     momentum, epsilon = (
         [float(cell.split(",")[0]) for cell in table[f"default {name}"]] for name in ("momentum", "epsilon")
     )
