@@ -27,8 +27,8 @@ class Client(Settings):
         model: the model's name on the server, unless a call names another.
         timeout: seconds for a whole call, metadata and retries included, unless a call names another.
         retries: how often a call is repeated when the server is UNAVAILABLE (connection refused, queue
-            full), with growing pauses. Not after a timeout, and never `reload`. Use 0 for a model whose
-            predictions change its state.
+            full) or CANCELLED it (a gRPC server that ends), with growing pauses. Not after a timeout, and
+            never `reload`. Use 0 for a model whose predictions change its state.
         headers: sent with every call (gRPC: as metadata), such as an Authorization.
         ca, cert, key: PEM files: authorities to trust instead of the system's, and the client's own
             certificate and key.

@@ -13,6 +13,7 @@ from serving.client.exchange import Codec, Exchange, Operation, Pause, Target
 from serving.client.inputs import prepare
 from serving.client.metadata import ModelMetadata, Signature, VersionStatus
 from serving.errors import (
+    CancelledError,
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
@@ -24,6 +25,8 @@ from serving.errors import (
 _FIRST_BACKOFF_S = 0.05
 _POLL_S = 0.1
 _POLL_TIMEOUT_S = 5.0
+# A gRPC server that ends cancels the calls it has not begun; nobody else cancels one.
+_NOT_TAKEN_ON = (UnavailableError, CancelledError)
 
 
 class Operations:
@@ -137,14 +140,14 @@ class Operations:
         return metadata
 
     def _exchange(self, exchange: Exchange, deadline: float) -> Operation[Any]:
-        """Send within the deadline; UNAVAILABLE is tried again, with backoff, if the call may be repeated."""
+        """Send within the deadline; where the server took nothing on, again, if the call may be repeated."""
         for attempt in itertools.count():
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DeadlineExceededError("the timeout passed before the request was sent")
             try:
                 return (yield replace(exchange, timeout=left))
-            except UnavailableError:
+            except _NOT_TAKEN_ON:
                 pause = _FIRST_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
                 last = attempt >= self._retries or time.monotonic() + pause > deadline
                 if last or not exchange.idempotent:

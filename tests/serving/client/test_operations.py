@@ -11,6 +11,7 @@ from serving.client.exchange import Exchange, Pause, Target
 from serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus
 from serving.client.operations import Operations
 from serving.errors import (
+    CancelledError,
     DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
@@ -135,18 +136,19 @@ def test_bad_input_is_refused_before_anything_is_sent_when_metadata_is_known():
     assert script.asked == ["metadata"]
 
 
-def test_unavailable_is_tried_again_with_growing_pauses_then_raised():
-    down = UnavailableError("connection refused")
+@pytest.mark.parametrize("error", [UnavailableError, CancelledError])
+def test_what_the_server_did_not_take_on_is_tried_again_with_growing_pauses_then_raised(error):
+    down = error("connection refused")
     script = Script([down, down, [VersionStatus(1, "AVAILABLE")]])
     script.run(operations().status(MODEL, 10.0))
     assert script.asked == ["status"] * 3
     assert 0.025 <= script.pauses[0] <= 0.075 <= 0.05 * 2 * 1.5
     assert 0.05 <= script.pauses[1] <= 0.15
     script = Script([down, down, down])
-    with pytest.raises(UnavailableError, match="refused"):
+    with pytest.raises(error, match="refused"):
         script.run(operations().status(MODEL, 10.0))
     script = Script([down])
-    with pytest.raises(UnavailableError):
+    with pytest.raises(error):
         script.run(operations(retries=0).status(MODEL, 10.0))
 
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 REAL_BINARY = shutil.which("tensorflow_model_server")
@@ -38,9 +39,17 @@ class Server:
     `folder`.
 
     `kind` says which: `local`, the real one's `binary`, or the real one that runs already at `host`.
+    `command` starts a local one otherwise than by forking.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, bare: bool = False, kind: str = "local") -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        folder: Path,
+        bare: bool = False,
+        kind: str = "local",
+        command: Sequence[str] = (),
+    ) -> None:
         self.host, (self.port, self.rest_port) = "localhost", _free_ports(2)
         self.stdout, self.stderr = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
         if not bare:
@@ -49,9 +58,10 @@ class Server:
         if kind == "host":
             self.host, port, rest_port = REAL_HOST.split(":")
             self.port, self.rest_port = int(port), int(rest_port)
-        elif kind == "binary":
+        elif kind == "binary" or command:
             with open(self.stdout, "wb") as out, open(self.stderr, "wb") as err:
-                self._process = subprocess.Popen([str(REAL_BINARY), *arguments], stdout=out, stderr=err)
+                whole = [*(command or [str(REAL_BINARY)]), *arguments]
+                self._process = subprocess.Popen(whole, stdout=out, stderr=err)
         else:
             child = (arguments, str(self.stdout), str(self.stderr))
             self._process = _context.Process(target=_serve, args=child)
