@@ -30,6 +30,10 @@ class Client(Settings):
             full) or CANCELLED it (a gRPC server that ends), with growing pauses. Not after a timeout, and
             never `reload`. Use 0 for a model whose predictions change its state.
         headers: sent with every call (gRPC: as metadata), such as an Authorization.
+        compress: send requests gzipped, which pays on slow networks alone. REST leaves bodies below 1 KiB
+            and above 100 MiB as they are: the server inflates no more. It never compresses its answers.
+        check_shapes: refuse what has another shape than the signature says. The server does not compare
+            them and feeds whatever it is sent, so use False for a model whose signature says too much.
         ca, cert, key: PEM files: authorities to trust instead of the system's, and the client's own
             certificate and key.
 

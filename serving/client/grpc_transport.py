@@ -70,9 +70,12 @@ def _opener(library: Any, endpoint: Endpoint) -> Callable[[], Any]:
         f"unix:{endpoint.path}" if endpoint.scheme == "unix" else f"dns:///{host}:{endpoint.port or 8500}"
     )
     options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if endpoint.is_loopback else _OPTIONS
+    compression = grpc.Compression.Gzip if endpoint.compress else None
     if endpoint.scheme == "grpcs":
-        return functools.partial(library.secure_channel, target, _credentials(endpoint), options)
-    return functools.partial(library.insecure_channel, target, options)
+        return functools.partial(
+            library.secure_channel, target, _credentials(endpoint), options, compression=compression
+        )
+    return functools.partial(library.insecure_channel, target, options, compression=compression)
 
 
 def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:

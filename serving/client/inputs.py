@@ -10,7 +10,7 @@ from serving.client.metadata import Signature, TensorSpec, numpy_dtype
 from serving.errors import InvalidArgumentError
 
 
-def prepare(x: Any, signature: Signature) -> dict[str, np.ndarray]:
+def prepare(x: Any, signature: Signature, check_shapes: bool = True) -> dict[str, np.ndarray]:
     """Return the inputs of `signature` by name; `x` is the value of its only input, or a dict by name."""
     inputs = signature.inputs
     if not isinstance(x, Mapping):
@@ -28,7 +28,11 @@ def prepare(x: Any, signature: Signature) -> dict[str, np.ndarray]:
             if names
         )
         raise InvalidArgumentError(f"wrong input names ({problem}): the signature wants {describe(inputs)}")
-    return {name: _prepare_one(name, value, inputs[name]) for name, value in x.items()}
+    arrays = {name: _of_dtype(name, value, inputs[name]) for name, value in x.items()}
+    if check_shapes:
+        for name, array in arrays.items():
+            _check_shape(name, array.shape, inputs[name])
+    return arrays
 
 
 def describe(specs: Mapping[str, TensorSpec]) -> str:
@@ -36,13 +40,11 @@ def describe(specs: Mapping[str, TensorSpec]) -> str:
     return ", ".join(f"{name}: {spec}" for name, spec in sorted(specs.items())) or "nothing"
 
 
-def _prepare_one(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
+def _of_dtype(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
     try:
-        array = to_strings(value) if spec.dtype == "DT_STRING" else _numbers(value, numpy_dtype(spec.dtype))
+        return to_strings(value) if spec.dtype == "DT_STRING" else _numbers(value, numpy_dtype(spec.dtype))
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError(f"input {name!r} should be {spec}: {error}") from error
-    _check_shape(name, array.shape, spec)
-    return array
 
 
 def _numbers(value: Any, dtype: np.dtype) -> np.ndarray:

@@ -37,9 +37,10 @@ class Operations:
     anyone is blamed.
     """
 
-    def __init__(self, codec: Codec, retries: int) -> None:
+    def __init__(self, codec: Codec, retries: int, check_shapes: bool = True) -> None:
         self._codec = codec
         self._retries = retries
+        self._check_shapes = check_shapes
         self._metadata: dict[Target, ModelMetadata] = {}
 
     def predict(
@@ -57,7 +58,8 @@ class Operations:
         def request(metadata: ModelMetadata) -> Exchange:
             found = metadata.signature(signature)
             _check_outputs(wanted, found)
-            return self._codec.predict(target, signature, found, prepare(x, found), wanted)
+            inputs = prepare(x, found, self._check_shapes)
+            return self._codec.predict(target, signature, found, inputs, wanted)
 
         answer = yield from self._with_metadata(target, request, deadline)
         if isinstance(outputs, str):

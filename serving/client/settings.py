@@ -26,6 +26,8 @@ class Settings:
         *,
         retries: int = 2,
         headers: Mapping[str, str] | None = None,
+        compress: bool = False,
+        check_shapes: bool = True,
         ca: PathLike | None = None,
         cert: PathLike | None = None,
         key: PathLike | None = None,
@@ -34,9 +36,9 @@ class Settings:
         self.timeout = timeout
         files = {"ca": ca, "cert": cert, "key": key}
         files = {name: pathlib.Path(path) for name, path in files.items() if path is not None}
-        endpoint = parse_address(address, headers=dict(headers or {}), **files)
+        endpoint = parse_address(address, headers=dict(headers or {}), compress=compress, **files)
         codec, self._transport = self._connect(endpoint)
-        self._operations = Operations(codec, retries)
+        self._operations = Operations(codec, retries, check_shapes)
 
     def _seconds(self, timeout: float | None) -> float:
         return self.timeout if timeout is None else timeout

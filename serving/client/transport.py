@@ -13,13 +13,14 @@ from serving.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A parsed address, the PEM files for TLS, and the headers (gRPC: metadata) of every call."""
+    """A parsed address, the PEM files for TLS, the headers (gRPC: metadata) and compression of every call."""
 
     scheme: str
     host: str
     port: int | None
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    compress: bool = False
     ca: pathlib.Path | None = None
     cert: pathlib.Path | None = None
     key: pathlib.Path | None = None

@@ -2,6 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
+import socket
+import threading
 import time
 
 import numpy as np
@@ -144,6 +147,64 @@ def test_mistakes_are_refused_before_they_are_sent(client):
         client.predict(X, signature="other")
     with pytest.raises(InvalidArgumentError, match="no output 'q': the signature offers y"):
         client.predict(X, outputs="q")
+
+
+def test_shapes_may_be_left_to_the_server(address):
+    """Which compares none with the signature: this one says (None, 3)."""
+    with Client(address, model="affine", timeout=60, check_shapes=False) as trusting:
+        assert trusting.predict([1, 2]).tolist() == [3, 6]
+        with pytest.raises(InvalidArgumentError, match="values of type <U1 were given"):
+            trusting.predict(["a"])
+
+
+@contextlib.contextmanager
+def relay(port):
+    """A port that leads to `port`, and how many bytes have gone there."""
+    sent = []
+
+    def pass_on(source, target, counts):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                counts.append(len(data))
+            target.shutdown(socket.SHUT_WR)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.create_connection(("localhost", port))
+                for ends in ((near, far, sent), (far, near, [])):
+                    threading.Thread(target=pass_on, args=ends, daemon=True).start()
+
+    with socket.create_server(("localhost", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], sent
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "asyncio"])
+def test_requests_may_be_compressed(address, asynchronous):
+    scheme, _, port = address.partition("://localhost:")
+    batch = np.tile(X, (2000, 1))
+
+    def ask(near, compress):
+        options = {"model": "affine", "timeout": 60, "compress": compress}
+        if not asynchronous:
+            with Client(f"{scheme}://localhost:{near}", **options) as client:
+                return client.predict(batch)
+
+        async def ask_async():
+            async with AsyncClient(f"{scheme}://localhost:{near}", **options) as client:
+                return await client.predict(batch)
+
+        return asyncio.run(ask_async())
+
+    sizes = {}
+    for compress in (False, True):
+        with relay(int(port)) as (near, sent):
+            np.testing.assert_array_equal(ask(near, compress), batch * 3)
+            sizes[compress] = sum(sent)
+    assert sizes[True] < sizes[False] / 5
 
 
 def test_the_servers_words_and_code(client):
