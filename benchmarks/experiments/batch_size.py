@@ -8,6 +8,7 @@ that BN normalizes by.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from benchmarks.experiments.experiment import Experiment, Settings
 from benchmarks.experiments.plots import (
     BLACK,
     BLUE,
+    BROWN,
     GREEN,
     GREY,
     ORANGE,
@@ -37,12 +39,14 @@ from benchmarks.experiments.training import evaluate, train
 NETWORKS = ("dense", "convolutional")
 RECALIBRATED = "BN, recalibrated"
 ACCUMULATED = "CmBN, accumulated"
+WINDOWS = {"Cross-Iteration BN, 4": 4, "Cross-Iteration BN, 8": 8}
 OF_THE_BATCH = {
     "BN": BLUE,
     RECALIBRATED: BLUE,
     "Batch Renormalization": GREEN,
     "ghost BN": RED,
     ACCUMULATED: PINK,
+    **dict.fromkeys(WINDOWS, BROWN),
 }
 OF_THE_EXAMPLE = {
     "no normalization": BLACK,
@@ -51,15 +55,28 @@ OF_THE_EXAMPLE = {
     "instance norm": SKY,
 }
 SHOWN = {**OF_THE_BATCH, **OF_THE_EXAMPLE}
+DASHED = (RECALIBRATED, "Cross-Iteration BN, 8")
 TRAINED = [name for name in SHOWN if name != RECALIBRATED]
 
+# Takes what makes a linear layer, returns the layer and its normalization.
+Block = Callable[[Callable[..., keras.Layer]], list[keras.Layer]]
 
-def normalization(name: str, batch_size: int, steps: int, settings: Settings) -> Callable[[], Any]:
-    """A function that makes the layer called `name`, for training with so many steps of that batch size."""
+
+def block(name: str, batch_size: int, steps: int, settings: Settings) -> Block:
+    """The normalization called `name`, for training with so many steps of that batch size."""
     momentum = settings["momentum_at_32"] ** (batch_size / 32)
     warm, relaxed = steps // 8, steps // 2
     window = settings["window"]
-    return {
+    if name in WINDOWS:
+        return lambda linear: [
+            keras_bn.CrossIterationNormalization(
+                linear(use_bias=False),
+                WINDOWS[name],
+                burn_in=warm,
+                normalization=keras_bn.BatchNormalization(momentum=momentum),
+            )
+        ]
+    make = {
         "BN": lambda: keras_bn.BatchNormalization(momentum=momentum),
         "Batch Renormalization": lambda: keras_bn.BatchRenormalization(
             r_max=[(warm, 1.0), (relaxed, 3.0)], d_max=[(warm, 0.0), (relaxed, 5.0)], momentum=momentum
@@ -71,18 +88,20 @@ def normalization(name: str, batch_size: int, steps: int, settings: Settings) ->
         "GroupNormalization": lambda: keras.layers.GroupNormalization(settings["groups"]),
         "instance norm": lambda: keras.layers.GroupNormalization(-1),
     }[name]
+    return lambda linear: [linear(), make()]
 
 
-def network(kind: str, side: int, make: Callable[[], Any], settings: Settings) -> keras.Model:
+def network(kind: str, side: int, normalized: Block, settings: Settings) -> keras.Model:
     layers = keras.layers
     stack = [keras.Input((side, side, 1))]
     if kind == "dense":
         stack += [layers.Flatten()]
         for units in settings["units"]:
-            stack += [layers.Dense(units), make(), layers.ReLU()]
+            stack += [*normalized(partial(layers.Dense, units)), layers.ReLU()]
         return keras.Sequential([*stack, layers.Dense(10)])
     for filters in settings["filters"]:
-        stack += [layers.Conv2D(filters, 3, padding="same"), make(), layers.ReLU(), layers.MaxPooling2D()]
+        convolution = partial(layers.Conv2D, filters, 3, padding="same")
+        stack += [*normalized(convolution), layers.ReLU(), layers.MaxPooling2D()]
     return keras.Sequential([*stack, layers.Flatten(), layers.Dense(10)])
 
 
@@ -95,12 +114,12 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
     result: dict[str, list[float | None]] = {"accuracy": [], **({RECALIBRATED: []} if name == "BN" else {})}
     for batch_size in settings["batch_sizes"]:
         steps = settings["epochs"] * len(data.x_train) // batch_size
-        make = normalization(name, batch_size, steps, settings)
-        if kind == "dense" and refuses(make, batch_size):
+        normalized = block(name, batch_size, steps, settings)
+        if kind == "dense" and refuses(normalized, batch_size):
             for accuracies in result.values():
                 accuracies.append(None)
             continue
-        model = network(kind, data.x_train.shape[1], make, settings)
+        model = network(kind, data.x_train.shape[1], normalized, settings)
         history = train(
             model,
             data,
@@ -127,10 +146,11 @@ def optimizer(name: str, batch_size: int, settings: Settings) -> keras.optimizer
     )
 
 
-def refuses(make: Callable[[], Any], batch_size: int) -> bool:
+def refuses(normalized: Block, batch_size: int) -> bool:
     """Whether the layer refuses to train behind a dense layer: one value per channel has no variance."""
     try:
-        make()(np.zeros((batch_size, 8), "float32"), training=True)
+        layers = normalized(partial(keras.layers.Dense, 8))
+        keras.Sequential(layers)(np.zeros((batch_size, 8), "float32"), training=True)
     except keras_bn.KerasBNError:
         return True
     return False
@@ -154,9 +174,8 @@ def accuracy(results: Results, kind: str, name: str) -> np.ndarray:
 
 
 def draw(results: Results) -> Figure:
-    figure, axes = panels(2, 2, beside=True, sharey=True, sharex=True)
+    figure, axes = panels(2, 2, sharey=True, sharex=True)
     sizes = results.settings["batch_sizes"]
-    lines = {}
     for i, kind in enumerate(NETWORKS):
         for panel, title, colours in (
             (axes[2 * i], "normalized over the batch", OF_THE_BATCH),
@@ -164,17 +183,19 @@ def draw(results: Results) -> Figure:
         ):
             for name, colour in colours.items():
                 if name == RECALIBRATED or f"{kind}: {name}" in results.variants:
-                    style = {"color": colour, "ls": "--" if name == RECALIBRATED else "-"}
+                    style = {"color": colour, "ls": "--" if name in DASHED else "-"}
                     runs = accuracy(results, kind, name)
-                    lines[name] = curve(panel, sizes, runs, name, marker="o", ms=3, **style)
-            panel.set_title(f"{kind.capitalize()} network, {title}")
+                    curve(panel, sizes, runs, name, marker="o", ms=3, **style)
+            panel.set_title(f"{kind.capitalize()}, {title}")
             panel.set_xscale("log", base=2)
             panel.set_xticks(sizes, [str(size) for size in sizes])
             percent_axis(panel)
+    for panel in (axes[0], axes[3]):  # where each column has all its lines, and room
+        panel.legend(loc="lower right")
     for panel in axes[2:]:
         panel.set_xlabel("batch size")
     axes[0].set_ylim(0.7, 1.01)  # one point of the full setting is below: CmBN at 128, which is in the table
-    figure.legend(lines.values(), lines.keys(), loc="outside center right")
+    axes[0].set_yticks([0.7, 0.8, 0.9, 1.0])
     return figure
 
 

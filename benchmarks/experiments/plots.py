@@ -129,5 +129,5 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 def percent_axis(axes: Axes, label: str = "test accuracy") -> None:
     """Fractions on the y axis, shown in percent."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel(label)

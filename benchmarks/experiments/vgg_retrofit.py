@@ -94,7 +94,7 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
 
 def draw(results: Results) -> Figure:
     rates = results.settings["fine_tuning_rates"]
-    figure, (scatter, insertion, *losses) = panels(2, -(-(2 + len(rates)) // 2))
+    figure, (scatter, insertion, *losses) = panels(2, 2)
     for variant, colour in VARIANTS.items():
         first = results.of(variant)[0]
         if variant != "original":
@@ -144,10 +144,11 @@ SHARED = dict(
     learning_rate=2e-3,
     momentum=0.9,
     every=10,
+    fine_tuning_rates=[0.002, 0.02],
 )
 EXPERIMENT = Experiment(
-    fast=dict(SHARED, seeds=1, steps=60, fine_tuning_steps=20, fine_tuning_rates=[0.02]),
-    full=dict(SHARED, seeds=3, steps=200, fine_tuning_steps=200, fine_tuning_rates=[0.002, 0.02]),
+    fast=dict(SHARED, seeds=1, steps=60, fine_tuning_steps=20),
+    full=dict(SHARED, seeds=3, steps=200, fine_tuning_steps=200),
     variants=lambda settings: list(VARIANTS),
     run=run,
     draw=draw,
