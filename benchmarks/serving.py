@@ -1,10 +1,11 @@
 """What the local server costs: over calling the model in process, over an empty handler, beside TensorFlow
 Serving.
 
-    python -m benchmarks.serving [--requests 2000] [--memory-requests 10000]
+    python -m benchmarks.serving [--requests 1500] [--seconds 1.5] [--memory-requests 10000]
 
 Loopback, batch size 1, all servers up at once and asked in turns. The floor is a handler that does nothing in
-the same HTTP and gRPC stacks. With tensorflow_model_server on PATH it is measured in the same run.
+the same HTTP and gRPC stacks. With tensorflow_model_server on PATH it is measured in the same run; with wrk
+on PATH so is the throughput without the cost of a Python client.
 """
 
 from __future__ import annotations
@@ -12,154 +13,194 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import grpc
 import numpy as np
+import orjson
 
+from benchmarks.servers import (
+    FLOOR,
+    IMAGE,
+    LARGE_MIB,
+    Rest,
+    Running,
+    as_base64,
+    export_models,
+    measured,
+    over_grpc,
+    photograph,
+    resident_mib,
+    servers,
+    start,
+    states,
+)
 from benchmarks.timing import machine, table
-from serving.local_server import launch
 from serving.local_server.json_reader import parse
 
-IMAGE = (224, 224, 3)
-_FLOOR = """
-import sys, time, grpc
-from concurrent.futures import ThreadPoolExecutor
-from serving.local_server.http_server import HttpServer
-from serving.local_server.rest import Response
-http = HttpServer(lambda request: Response(200, "application/json", b"{}"), 8, 1 << 30)
-http.start("localhost", int(sys.argv[2]))
-server = grpc.server(ThreadPoolExecutor(8))
-handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
-service = "tensorflow.serving.PredictionService"
-server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Predict": handler}),))
-server.add_insecure_port("localhost:" + sys.argv[1])
-server.start()
-time.sleep(1e6)
-"""
+SCALAR = b'{"instances": [1.0]}'
+CLIENTS = (1, 8, 64)
+Servers = dict[str, Running]
+Candidates = dict[str, Callable[[], object]]
 
 
-def export_models(folder: Path) -> None:
-    """`scalar`: y = 2x + 1. `image`: the mean of each 224x224x3 image, so that carrying it is all the
-    work."""
-    import tensorflow as tf
-
-    for name, shape in (("scalar", [None]), ("image", [None, *IMAGE])):
-        axes = list(range(1, len(shape)))
-
-        @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
-        def serve(x: tf.Tensor, axes: list[int] = axes) -> dict[str, tf.Tensor]:
-            return {"y": 2 * tf.reduce_mean(x, axes) + 1}
-
-        module = tf.Module()
-        module.serve = serve
-        tf.saved_model.save(module, str(folder / name / "1"), signatures=serve)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-class Rest:
-    """One keep-alive connection on a bare socket: a client that costs as little as one can in Python."""
-
-    def __init__(self, port: int, name: str, body: bytes) -> None:
-        self._socket = socket.create_connection(("localhost", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        head = f"POST /v1/models/{name}:predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._message = head.encode() + body
-
-    def __call__(self) -> bytes:
-        self._socket.sendall(self._message)
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += self._socket.recv(1 << 16)
-        head, _, body = data.partition(b"\r\n\r\n")
-        assert b" 200 " in head.split(b"\r\n")[0], data
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        while len(body) < length:
-            body += self._socket.recv(1 << 16)
-        return body
-
-
-def over_grpc(port: int, name: str, array: np.ndarray) -> Callable[[], bytes]:
-    from tensorflow_serving.apis import predict_pb2
-
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = name
-    tensor = request.inputs["x"]
-    tensor.dtype, tensor.tensor_content = 1, array.tobytes()
-    for size in array.shape:
-        tensor.tensor_shape.dim.add().size = size
-    channel = grpc.insecure_channel(f"localhost:{port}", [("grpc.max_send_message_length", -1)])
-    call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-    return lambda: call(request.SerializeToString(), timeout=60)
-
-
-@contextlib.contextmanager
-def servers(folder: Path) -> Iterator[dict[str, tuple[int, int, int]]]:
-    """Running servers by name: gRPC port, REST port, process id."""
-    config = folder / "models.config"
-    config.write_text(
-        "model_config_list {"
-        + "".join(
-            f'config {{ name: "{name}" base_path: "{folder / name}" model_platform: "tensorflow" }}'
-            for name in ("scalar", "image")
-        )
-        + "}"
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--requests", type=int, default=1500, help="requests of each latency")
+    arguments.add_argument("--seconds", type=float, default=1.5, help="length of each throughput measurement")
+    arguments.add_argument(
+        "--memory-requests", type=int, default=10_000, help="requests before memory is read again"
     )
-    with contextlib.ExitStack() as stack:
-        found = {}
-        for name, flags in (("local", {}), ("local, batching", {"enable_batching": True})):
-            server = stack.enter_context(launch(model_config_file=config, timeout=120, **flags))
-            found[name] = (server.port, server.rest_port, server.process.pid)
-        commands = {"floor": [sys.executable, "-c", _FLOOR]}
-        binary = shutil.which("tensorflow_model_server")
-        if binary:
-            commands["tensorflow_model_server"] = [binary]
-        for name, command in commands.items():
-            ports = free_port(), free_port()
-            flags = [f"--port={ports[0]}", f"--rest_api_port={ports[1]}", f"--model_config_file={config}"]
-            arguments = [str(port) for port in ports] if name == "floor" else flags
-            process = stack.enter_context(subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL))
-            stack.callback(process.terminate)
-            for port in ports:
-                while socket.socket().connect_ex(("localhost", port)):
-                    time.sleep(0.1)
-            found[name] = (*ports, process.pid)
-        yield found
+    options = arguments.parse_args()
+    print(machine())
+    imports()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export_models(folder)
+        with servers(folder) as found:
+            one_request(folder, found, options.requests)
+            reading()
+            one_image(found)
+            many_clients(found, options.seconds)
+            memory(found, options.memory_requests)
+        hot_swap(folder / "large")
 
 
-def latencies(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """p50 and p99 in milliseconds of candidates that take turns."""
+def imports() -> None:
+    measure = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
+    rows = []
+    for module in ("serving.client", "serving.client.http_transport", "serving.client.grpc_transport"):
+        command = [sys.executable, "-c", measure.format(module)]
+        runs = [float(subprocess.check_output(command, text=True)) for _ in range(3)]
+        rows.append([f"`{module}`", f"{np.median(runs):.2f}"])
+    print("\nImport of the client, seconds of processor time\n\n" + table(["", "seconds"], rows))
+
+
+def latencies(candidates: Candidates, rounds: int) -> dict[str, tuple[float, float]]:
+    """p50 and p99 in milliseconds of candidates that take turns, after a tenth as many turns."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
+    for number in range(-rounds // 10, rounds):
         for name, run in candidates.items():
             started = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - started)
-    return {
-        name: (1e3 * float(np.percentile(values, 50)), 1e3 * float(np.percentile(values, 99)))
-        for name, values in seconds.items()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: _p50_p99(values) for name, values in seconds.items()}
+
+
+def _p50_p99(seconds: list[float]) -> tuple[float, float]:
+    p50, p99 = 1e3 * np.percentile(seconds, (50, 99))
+    return float(p50), float(p99)
+
+
+def one_request(folder: Path, found: Servers, rounds: int) -> None:
+    import tensorflow as tf
+
+    signature = tf.saved_model.load(str(folder / "scalar" / "1")).signatures["serving_default"]
+    x = np.float32([1.0])
+    candidates: Candidates = {"in process": lambda: signature(x=tf.constant(x))["y"].numpy()}
+    for name, server in found.items():
+        candidates[f"gRPC, {name}"] = over_grpc(server.port, "scalar", x)
+        candidates[f"REST, {name}"] = Rest(server.rest_port, "scalar", SCALAR)
+    times = latencies(candidates, rounds)
+    rows = []
+    for name, (p50, p99) in times.items():
+        floor = times[f"{name[:4]}, {FLOOR}"][0] if "," in name else 0
+        over = f"{(p50 - times['in process'][0]) / floor:.2f}" if floor and FLOOR not in name else ""
+        rows.append([name, f"{p50:.2f}", f"{p99:.2f}", over])
+    print(
+        "\nOne client, scalar model, milliseconds. Overhead: what p50 is above calling the SavedModel in "
+        "process\n"
+    )
+    print(table(["", "p50", "p99", "overhead / floor"], rows))
+
+
+def reading() -> None:
+    """The reader alone, on both ways to write a float32: as the double it equals, and with its own digits."""
+    image = np.random.default_rng(0).random(IMAGE, np.float32)
+    texts = {
+        "json.dumps(image.tolist())": json.dumps({"instances": [image.tolist()]}).encode(),
+        "shortest digits (orjson)": orjson.dumps(
+            {"instances": image[None]}, option=orjson.OPT_SERIALIZE_NUMPY
+        ),
     }
+    rows = []
+    for name, body in texts.items():
+        readers: Candidates = {
+            "json": lambda body=body: np.asarray(json.loads(body)["instances"], np.float32),
+            "ours": lambda body=body: parse(body),
+        }
+        # Processor time: both are pure computation, which a busy machine stretches unevenly.
+        taken: dict[str, list[float]] = {reader: [] for reader in readers}
+        for _ in range(41):
+            for reader, read in readers.items():
+                started = time.process_time()
+                read()
+                taken[reader].append(time.process_time() - started)
+        theirs, ours = (1e3 * float(np.median(values)) for values in taken.values())
+        rows.append([name, f"{len(body) / 1e6:.2f}", f"{theirs:.1f}", f"{ours:.1f}", f"{theirs / ours:.1f}"])
+    header = ["text", "MB", "json.loads + numpy.asarray", "the server's reader", "times faster"]
+    print(
+        "\nA 224x224x3 image of JSON into an array, milliseconds of processor time\n\n" + table(header, rows)
+    )
 
 
-def throughput(
-    make: Callable[[], Callable[[], object]], clients: int, seconds: float
-) -> tuple[float, float, float]:
+def one_image(found: Servers) -> None:
+    image, file = np.random.default_rng(0).random(IMAGE, np.float32), photograph()
+    body, zipped = json.dumps({"instances": [image.tolist()]}).encode(), as_base64(file)
+    sizes = {"JSON": len(body), "tensor_content": image.nbytes, "image_bytes": len(file)}
+    candidates: Candidates = {}
+    for name, server in found.items():
+        if name != FLOOR:
+            candidates[f"REST, JSON, {name}"] = Rest(server.rest_port, "image", body)
+            candidates[f"REST, image_bytes, {name}"] = Rest(server.rest_port, "image", zipped)
+            candidates[f"gRPC, tensor_content, {name}"] = over_grpc(server.port, "image", image[None])
+            candidates[f"gRPC, image_bytes, {name}"] = over_grpc(server.port, "image", file)
+    rows = [[name, f"{p50:.1f}", f"{p99:.1f}"] for name, (p50, p99) in latencies(candidates, 60).items()]
+    carried = ", ".join(f"{size / 1e6:.2f} MB as {form}" for form, size in sizes.items())
+    print(f"\nOne client, a 224x224x3 image ({carried}), milliseconds\n\n" + table(["", "p50", "p99"], rows))
+
+
+def hot_swap(large: Path) -> None:
+    """Two new versions, one after the other, while a client asks the model without a pause."""
+    rows = []
+    for name in measured():
+        base = large.parent / f"swapped by {name}"
+        shutil.copytree(large, base)
+        with contextlib.ExitStack() as stack:
+            server = start(stack, name, model_name="large", model_base_path=base)
+            ask = Rest(server.rest_port, "large", SCALAR)
+            for version in (2, 3):
+                shutil.copytree(large / "1", large.parent / "aside")
+                before = peak = resident_mib(server.pid)
+                (large.parent / "aside").rename(base / str(version))
+                seen: dict[str, float] = {}  # states of the new version: when they were first seen
+                slowest = 0.0
+                found: dict[int, str] = {}
+                while found.get(version - 1) != "END":
+                    started = time.perf_counter()
+                    ask()
+                    slowest = max(slowest, time.perf_counter() - started)
+                    peak = max(peak, resident_mib(server.pid))
+                    found = states(server.rest_port, "large")
+                    seen.setdefault(found.get(version, ""), time.perf_counter())
+                after = resident_mib(server.pid)
+                load = 1e3 * (seen["AVAILABLE"] - seen.get("LOADING", seen["AVAILABLE"]))
+                figures = load, 1e3 * slowest, before, peak, after
+                rows.append([name, f"{version - 1} to {version}", *(f"{figure:.0f}" for figure in figures)])
+    print(f"\nHot swap of a model with {LARGE_MIB} MiB of weights, under requests that never pause\n")
+    header = ["server", "version", "load ms", "slowest request ms", "MiB before", "at most", "after"]
+    print(table(header, rows))
+
+
+def throughput(make: Callable[[], Callable[[], object]], clients: int, seconds: float) -> list[str]:
     """Requests a second, p50 and p99 in milliseconds, with that many clients (threads of one process)."""
     taken: list[float] = []
     runs = [make() for _ in range(clients)]
@@ -175,102 +216,68 @@ def throughput(
         thread.start()
     for thread in threads:
         thread.join()
-    return len(taken) / seconds, 1e3 * float(np.percentile(taken, 50)), 1e3 * float(np.percentile(taken, 99))
+    p50, p99 = _p50_p99(taken)
+    return [f"{len(taken) / seconds:.0f}", f"{p50:.2f}", f"{p99:.2f}"]
 
 
-def resident_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-
-
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--requests", type=int, default=2000, help="requests of each latency")
-    arguments.add_argument("--seconds", type=float, default=3, help="length of each throughput measurement")
-    arguments.add_argument(
-        "--memory-requests", type=int, default=10_000, help="requests before memory is read again"
-    )
-    options = arguments.parse_args()
-    print(machine())
-    image = np.random.default_rng(0).random(IMAGE, np.float32)
-    body = json.dumps({"instances": [image.tolist()]}).encode()
-    scalar = b'{"instances": [1.0]}'
-    with tempfile.TemporaryDirectory() as folder:
-        export_models(Path(folder))
-        with servers(Path(folder)) as found:
-            one_request(Path(folder), found, scalar, options.requests)
-            one_image(found, image, body)
-            many_clients(found, scalar, options.seconds)
-            memory(found, scalar, options.memory_requests)
-
-
-def one_request(folder: Path, found: dict[str, tuple[int, int, int]], scalar: bytes, rounds: int) -> None:
-    import tensorflow as tf
-
-    signature = tf.saved_model.load(str(folder / "scalar" / "1")).signatures["serving_default"]
-    x = np.float32([1.0])
-    candidates: dict[str, Callable[[], object]] = {
-        "in process": lambda: signature(x=tf.constant(x))["y"].numpy()
-    }
-    for name, (port, rest_port, _) in found.items():
-        candidates[f"gRPC, {name}"] = over_grpc(port, "scalar", x)
-        candidates[f"REST, {name}"] = Rest(rest_port, "scalar", scalar)
-    latencies(candidates, 100)
-    rows = [[name, f"{p50:.2f}", f"{p99:.2f}"] for name, (p50, p99) in latencies(candidates, rounds).items()]
-    print("\nOne client, scalar model, milliseconds\n\n" + table(["", "p50", "p99"], rows))
-
-
-def one_image(found: dict[str, tuple[int, int, int]], image: np.ndarray, body: bytes) -> None:
-    def by_json() -> np.ndarray:
-        return np.asarray(json.loads(body)["instances"], np.float32)
-
-    # Processor time: both are pure computation, which a busy machine stretches unevenly.
-    taken: dict[str, list[float]] = {"json": [], "ours": []}
-    for _ in range(15):
-        for name, read in (("json", by_json), ("ours", lambda: parse(body))):
-            started = time.process_time()
-            read()
-            taken[name].append(time.process_time() - started)
-    json_seconds, ours = (float(np.median(values)) for values in taken.values())
-    print(
-        f"\nReading {len(body) / 1e6:.2f} MB of JSON into an array: {1e3 * ours:.1f} ms of processor time, "
-        f"{json_seconds / ours:.1f} times faster than json.loads + numpy.asarray"
-    )
-    candidates: dict[str, Callable[[], object]] = {}
-    for name, (port, rest_port, _) in found.items():
-        if name != "floor":
-            candidates[f"gRPC tensor_content, {name}"] = over_grpc(port, "image", image[None])
-            candidates[f"REST, {name}"] = Rest(rest_port, "image", body)
-    latencies(candidates, 5)
-    rows = [[name, f"{p50:.1f}", f"{p99:.1f}"] for name, (p50, p99) in latencies(candidates, 60).items()]
-    print("\nOne client, an image, milliseconds\n\n" + table(["", "p50", "p99"], rows))
-
-
-def many_clients(found: dict[str, tuple[int, int, int]], scalar: bytes, seconds: float) -> None:
+def many_clients(found: Servers, seconds: float) -> None:
     rows = []
-    for clients in (1, 8, 64):
-        for name, (port, rest_port, _) in found.items():
+    for clients in CLIENTS:
+        for name, server in found.items():
             for api, make in (
-                ("REST", lambda port=rest_port: Rest(port, "scalar", scalar)),
-                ("gRPC", lambda port=port: over_grpc(port, "scalar", np.float32([1.0]))),
+                ("REST", lambda server=server: Rest(server.rest_port, "scalar", SCALAR)),
+                ("gRPC", lambda server=server: over_grpc(server.port, "scalar", np.float32([1.0]))),
             ):
-                rate, p50, p99 = throughput(make, clients, seconds)
-                rows.append([str(clients), api, name, f"{rate:.0f}", f"{p50:.2f}", f"{p99:.2f}"])
+                rows.append([str(clients), api, name, *throughput(make, clients, seconds)])
     print(
         "\nScalar model; the clients are threads of one Python process, which is part of what is measured\n"
     )
-    print(table(["clients", "API", "server", "requests/s", "p50 ms", "p99 ms"], rows))
+    header = ["clients", "API", "server", "requests/s", "p50 ms", "p99 ms"]
+    print(table(header, rows))
+    if shutil.which("wrk"):
+        rows = [
+            [str(clients), "REST", name, *wrk(server.rest_port, clients, seconds)]
+            for clients in CLIENTS
+            for name, server in found.items()
+        ]
+        print("\nThe same asked by wrk, a client in C\n\n" + table(header, rows))
 
 
-def memory(found: dict[str, tuple[int, int, int]], scalar: bytes, requests: int) -> None:
+def wrk(port: int, clients: int, seconds: float) -> list[str]:
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(f"wrk.method, wrk.body = 'POST', '{SCALAR.decode()}'")
+        script.flush()
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{clients}",
+            f"-d{max(1, round(seconds))}s",
+            "--latency",
+            "-s",
+            script.name,
+        ]
+        url = f"http://localhost:{port}/v1/models/scalar:predict"
+        printed = subprocess.check_output([*command, url], text=True)
+    assert "Non-2xx" not in printed, printed
+    (rate,) = re.findall(r"Requests/sec: +([0-9.]+)", printed)
+    units = {"us": 1e-3, "ms": 1, "s": 1e3}
+    found = [re.search(rf"{share}% +([0-9.]+)([a-z]+)", printed) for share in (50, 99)]
+    return [f"{float(rate):.0f}", *(f"{float(hit[1]) * units[hit[2]]:.2f}" for hit in found if hit)]
+
+
+def memory(found: Servers, requests: int) -> None:
     rows = []
-    for name, (port, rest_port, pid) in found.items():
-        if name != "floor":
-            runs = [Rest(rest_port, "scalar", scalar), over_grpc(port, "scalar", np.float32([1.0]))]
+    for name, server in found.items():
+        if name != FLOOR:
+            runs = [
+                Rest(server.rest_port, "scalar", SCALAR),
+                over_grpc(server.port, "scalar", np.float32([1.0])),
+            ]
             sizes = []
             for count in (1000, requests):
                 for number in range(count):
                     runs[number % 2]()
-                sizes.append(resident_mib(pid))
+                sizes.append(resident_mib(server.pid))
             rows.append([name, *(f"{size:.0f}" for size in sizes), f"{sizes[1] - sizes[0]:+.1f}"])
     print(f"\nResident MiB after 1,000 more requests, and after {requests:,} more\n")
     print(table(["server", "1,000", f"{requests:,}", "growth"], rows))
