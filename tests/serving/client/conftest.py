@@ -103,9 +103,11 @@ def launch_real(**flags):
     flags |= {"port": running.port, "rest_api_port": running.rest_port}
     command = ["tensorflow_model_server", *(f"--{name}={value}" for name, value in flags.items())]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield running
-    process.terminate()
-    process.wait(60)
+    try:
+        yield running
+    finally:
+        process.kill()
+        process.wait()
 
 
 REAL = [pytest.param(launch_real, marks=pytest.mark.tfserving, id="tfserving")]
