@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import inspect
 import socket
 import threading
 import time
@@ -226,6 +227,18 @@ def test_threads_share_a_client(client):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda i: client.predict(X * i), range(40)))
     np.testing.assert_array_equal(answers, [X * i * 3 for i in range(40)])
+
+
+def test_both_clients_offer_the_same():
+    def offered(kind):
+        methods = inspect.getmembers(kind, inspect.isfunction)
+        return {
+            name: [(one.name, one.default) for one in inspect.signature(method).parameters.values()]
+            for name, method in methods
+            if not name.startswith("_") or name == "__init__"
+        }
+
+    assert offered(Client) == offered(AsyncClient)
 
 
 def test_asyncio(address, tmp_path):
