@@ -16,9 +16,10 @@ import tensorflow as tf
 import keras_bn
 from benchmarks.timing import interleaved, machine, pin_threads, ratio_row, table
 
-SHAPES = [(32, 56, 56, 64), (32, 14, 14, 512), (16, 112, 112, 64), (256, 1024)]
+SHAPES = [(32, 56, 56, 64), (32, 14, 14, 512), (16, 112, 112, 64), (256, 1024), (32, 512)]
 OURS, KERAS, TF_KERAS, TORCH, FLOOR = "keras_bn", "keras", "tf_keras", "torch", "8 streams"
 MEMORY_SHAPE = (16, 112, 112, 64)
+_LAYOUTS = [(shape, axis) for axis in (-1, 1) for shape in SHAPES if axis == -1 or len(shape) == 4]
 
 Run = Callable[[], object]
 
@@ -33,20 +34,21 @@ def main() -> None:
         "`8 streams` is four copies of the tensor by one thread: what the step must read and write. "
         "Channels-first rows are the same tensors with the channels on axis 1.",
         columns,
-        [
-            (_name(shape, axis), _training(shape, axis))
-            for axis in (-1, 1)
-            for shape in SHAPES
-            if axis == -1 or len(shape) == 4
-        ],
+        [(_name(shape, axis), _training(shape, axis)) for shape, axis in _LAYOUTS],
     )
     _section(
         "The same under `jit_compile=True`",
         "",
         [OURS, KERAS],
         [
-            (_name(shape, -1), {kind: _step(_LAYERS[kind](), shape, compiled=True) for kind in (OURS, KERAS)})
-            for shape in SHAPES
+            (
+                _name(shape, axis),
+                {
+                    kind: _step(_LAYERS[kind](axis=axis), _arranged(shape, axis), compiled=True)
+                    for kind in (OURS, KERAS)
+                },
+            )
+            for shape, axis in _LAYOUTS
         ],
     )
     _section(
@@ -78,7 +80,8 @@ def _section(title: str, note: str, columns: list[str], rows: list[tuple[str, di
     if note:
         print(f"{note}\n")
     header = ["", f"{columns[0]}, ms", *(f"{name} / {columns[0]}" for name in columns[1:])]
-    print(table(header, [ratio_row(name, interleaved(runs), columns, columns[0]) for name, runs in rows]))
+    seconds = [(name, interleaved(runs, least_seconds=1.0)) for name, runs in rows]
+    print(table(header, [ratio_row(name, times, columns, columns[0]) for name, times in seconds]))
     print(flush=True)
 
 

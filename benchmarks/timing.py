@@ -3,6 +3,7 @@
 import gc
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +27,33 @@ def pin_threads() -> None:
     torch.set_num_threads(THREADS)
 
 
-def interleaved(candidates: Candidates, rounds: int = 15, warmup: int = 3) -> dict[str, float]:
-    """Median seconds of each candidate over `rounds` rounds, each of which runs every candidate once."""
+def interleaved(
+    candidates: Candidates, rounds: int = 15, warmup: int = 3, least_seconds: float = 0.0
+) -> dict[str, float]:
+    """Median seconds of each candidate over rounds that run every candidate once, in random order.
+
+    The order matters: torch's threads go on spinning for a while, and whatever ran next would always pay.
+
+    Args:
+        candidates: what to run.
+        rounds: how many rounds, at least.
+        warmup: how often each candidate runs before that.
+        least_seconds: so many seconds of rounds, at least, since short runs scatter more.
+    """
+    shuffled = random.Random(0)
     for run in candidates.values():
         for _ in range(warmup):
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     gc.disable()
     try:
-        for _ in range(rounds):
-            for name, run in candidates.items():
+        done, begin = 0, time.perf_counter()
+        while done < rounds or time.perf_counter() - begin < least_seconds:
+            for name in shuffled.sample(list(candidates), len(candidates)):
                 start = time.perf_counter()
-                run()
+                candidates[name]()
                 seconds[name].append(time.perf_counter() - start)
+            done += 1
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in seconds.items()}

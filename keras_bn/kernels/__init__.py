@@ -1,16 +1,13 @@
-"""Fast paths of the backends, and the rule for when each applies."""
-
-from typing import Any
+"""Fast paths of the backends, for normalization by the moments of a batch."""
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from keras_bn.kernels.tensorflow import applies, fused_batch_norm
+    from keras_bn.kernels.tensorflow import batch_norm
+
+    AVAILABLE = True
 else:
+    # `keras.ops` is compiled there anyway.
+    AVAILABLE = False
 
-    def applies(x: Any) -> bool:
-        """No other backend has a fast path: `keras.ops` is compiled there anyway."""
-        return False
-
-
-__all__ = ["applies", "fused_batch_norm"]
+__all__ = ["AVAILABLE", "batch_norm"]

@@ -267,8 +267,8 @@ class BatchNormalization(keras.layers.Layer):
 
     def normalize_by_batch(self, inputs: Any, mask: Any, gamma: Any, beta: Any) -> tuple[Any, Moments]:
         """Inputs normalized by their own moments with the given gamma and beta, and the moments."""
-        if mask is None and not self.synchronized and kernels.applies(inputs):
-            return kernels.fused_batch_norm(inputs, gamma, beta, self.epsilon, self.axis)
+        if kernels.AVAILABLE and not self.synchronized:
+            return kernels.batch_norm(inputs, gamma, beta, self.epsilon, self.axis, mask)
         x = ops.cast(inputs, self.statistics_dtype)
         moments = batch_moments(x, self.axis, mask)
         if self.synchronized:

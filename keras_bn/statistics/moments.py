@@ -76,7 +76,7 @@ def value_count(x: Any, axes: list[int], dtype: str) -> Any:
     return ops.cast(count, dtype)
 
 
-def _sum(x: Any, axes: list[int]) -> Any:
+def summed(x: Any, axes: list[int]) -> Any:
     """The sum over `axes`, which keep a length of 1, one axis at a time.
 
     Long sums in single precision lose digits, short ones of short ones do not; in TensorFlow, which sums row
@@ -85,6 +85,16 @@ def _sum(x: Any, axes: list[int]) -> Any:
     for a in reversed(axes):
         x = ops.sum(x, a, keepdims=True)
     return x
+
+
+def values_counted(x: Any, axes: list[int], mask: Any = None) -> Any:
+    """How many values of `x` count, in its dtype: a scalar, or with a mask of length 1 along `axes`."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    count = value_count(x, axes, dtype)
+    if mask is None:
+        return count
+    # A mask may be of length 1 where the inputs are longer.
+    return summed(ops.cast(mask, dtype), axes) * (count / ops.maximum(value_count(mask, axes, dtype), 1))
 
 
 def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Moments:
@@ -104,18 +114,16 @@ def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Mome
         `Moments`. Where the count is zero, mean and variance are 0.
     """
     axes = reduction_axes(len(x.shape), kept)
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    count = value_count(x, axes, dtype)
+    count = values_counted(x, axes, mask)
     if mask is not None:
-        count = _sum(ops.cast(mask, dtype), axes) * (count / ops.maximum(value_count(mask, axes, dtype), 1))
         x = ops.where(mask, x, 0)
     divisor = ops.maximum(count, 1)
-    shift = ops.stop_gradient(_sum(x, axes) / divisor)
+    shift = ops.stop_gradient(summed(x, axes) / divisor)
     centred = x - shift
     if mask is not None:
         centred = ops.where(mask, centred, 0)
-    offset = _sum(centred, axes) / divisor
-    variance = ops.maximum(_sum(ops.square(centred), axes) / divisor - ops.square(offset), 0)
+    offset = summed(centred, axes) / divisor
+    variance = ops.maximum(summed(ops.square(centred), axes) / divisor - ops.square(offset), 0)
     mean = ops.squeeze(shift + offset, axes)
     if mask is not None:
         count = ops.broadcast_to(ops.squeeze(count, axes), ops.shape(mean))

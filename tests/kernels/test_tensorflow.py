@@ -1,45 +1,72 @@
-"""The fused kernel: when it applies, and that nobody can tell that it did."""
+"""The two kernels: which is chosen when, and that nobody can tell which it was."""
+
+import math
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_bn import BatchNormalization, kernels, reference
+from keras_bn.kernels import tensorflow as dispatch
 
-tf = pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's kernel")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's kernels")
 
 
 def _ones_and_zeros(channels):
     return tf.ones(channels), tf.zeros(channels)
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", True), ("bfloat16", True), ("float64", False)])
-def test_applies_to_what_the_kernel_takes(dtype, expected):
-    assert kernels.applies(tf.zeros((2, 3), dtype)) is expected
+@pytest.fixture(params=["fused", "analytic"])
+def kernel(request, monkeypatch):
+    """Both kernels, whatever the size."""
+    monkeypatch.setattr(dispatch, "_FUSED_SIZE", 0 if request.param == "fused" else math.inf)
 
 
-def test_applies_in_graphs_but_not_under_xla():
+@pytest.mark.parametrize(
+    ("shape", "axis", "dtype", "masked", "chosen"),
+    [
+        ((256, 1024), -1, "float32", False, "fused"),
+        ((64, 1024), -1, "float32", False, "analytic"),
+        ((None, 1024), -1, "float32", False, "analytic"),
+        ((None, 8, 8, 64), 3, "float32", False, "fused"),
+        ((None, None, None, 4096), -1, "bfloat16", False, "fused"),
+        ((8, 64, 32, 32), 1, "float32", False, "analytic"),
+        ((8, 64, 32, 32), 1, "float16", False, "fused"),
+        ((256, 1024), -1, "float64", False, "analytic"),
+        ((256, 1024), -1, "float32", True, "analytic"),
+    ],
+)
+@pytest.mark.parametrize("xla", [False, True])
+def test_the_kernel_is_chosen_by_what_is_known_while_tracing(
+    shape, axis, dtype, masked, chosen, xla, monkeypatch
+):
     seen = []
+    for name in ("fused", "analytic"):
+        spy = getattr(dispatch, name).batch_norm
+        monkeypatch.setattr(
+            getattr(dispatch, name), "batch_norm", lambda *a, name=name, spy=spy: seen.append(name) or spy(*a)
+        )
 
-    def function(x):
-        seen.append(kernels.applies(x))
-        return x
+    def normalize(x):
+        mask = tf.ones_like(x, tf.bool) if masked else None
+        ones = tf.ones(shape[axis], "float64" if dtype == "float64" else "float32")
+        return kernels.batch_norm(x, ones, ones, 1e-3, axis, mask)[0]
 
-    tf.function(function)(tf.zeros((2, 3)))
-    tf.function(function, jit_compile=True)(tf.zeros((2, 3)))
-    assert seen == [True, False]
+    function = tf.function(normalize, jit_compile=xla)
+    function.get_concrete_function(tf.TensorSpec(shape, dtype))
+    assert seen == ["analytic" if xla else chosen]
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3), (2, 4, 4, 3), (2, 2, 2, 2, 3)])
-def test_keeps_static_and_dynamic_shapes(shape):
+def test_keeps_static_and_dynamic_shapes(shape, kernel):
     for axis in range(1, len(shape)):
         channels = shape[axis]
         signature = tf.TensorSpec([d if a == axis else None for a, d in enumerate(shape)], tf.float32)
 
         @tf.function(input_signature=[signature])
         def normalize(x, axis=axis, channels=channels):
-            return kernels.fused_batch_norm(x, *_ones_and_zeros(channels), 1e-3, axis)
+            return kernels.batch_norm(x, *_ones_and_zeros(channels), 1e-3, axis)
 
         assert normalize.get_concrete_function().structured_outputs[0].shape.as_list() == list(
             signature.shape
@@ -53,59 +80,100 @@ def test_keeps_static_and_dynamic_shapes(shape):
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_no_rows_and_one_row_divide_by_nothing(rows):
-    y, moments = kernels.fused_batch_norm(tf.ones((rows, 3)), *_ones_and_zeros(3), 1e-3, -1)
+def test_no_rows_and_one_row_divide_by_nothing(rows, kernel):
+    y, moments = kernels.batch_norm(tf.ones((rows, 3)), *_ones_and_zeros(3), 1e-3, -1)
     np.testing.assert_array_equal(y, np.zeros((rows, 3)))
     assert moments.count == rows
     if rows:
         np.testing.assert_array_equal(moments.variance, np.zeros(3))
 
 
-@pytest.mark.parametrize("axis", [-1, 1])
-def test_badly_scaled_data_keep_forward_and_gradient(axis):
+@pytest.mark.parametrize(
+    ("axis", "masked", "xla"),
+    [(-1, False, False), (1, False, False), (-1, True, False), (-1, False, True), (1, True, True)],
+)
+def test_badly_scaled_data_keep_forward_and_gradient(axis, masked, xla):
     # TensorFlow's kernel alone returns a variance here that is 1e6 times too large.
     shape = (100, 4, 60, 60) if axis == 1 else (100, 60, 60, 4)
-    x = np.random.default_rng(0).normal(1e4, 1e-2, shape).astype("float32")
-    dy = np.random.default_rng(1).normal(size=shape).astype("float32")
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1e-2, shape).astype("float32")
+    dy = rng.normal(size=shape).astype("float32")
+    mask = rng.random(shape) < 0.7 if masked else None
     gamma, beta = np.full(4, 2.0, "float32"), np.ones(4, "float32")
-    with tf.GradientTape() as tape:
-        inputs, weights = tf.constant(x), [tf.constant(gamma), tf.constant(beta)]
-        tape.watch([inputs, *weights])
-        y, moments = kernels.fused_batch_norm(inputs, *weights, 1e-6, axis)
-    dx, dgamma, dbeta = tape.gradient(y, [inputs, *weights], dy)
-    expected, oracle = reference.train_forward(x, gamma, beta, 1e-6, axis)
-    gradients = reference.train_gradients(dy, x, gamma, 1e-6, axis)
+
+    @tf.function(jit_compile=xla)
+    def step(*values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            y, moments = kernels.batch_norm(*values, 1e-6, axis, mask)
+        return moments.variance, y, tape.gradient(y, values, dy)
+
+    variance, y, (dx, dgamma, dbeta) = step(*map(tf.constant, (x, gamma, beta)))
+    expected, oracle = reference.train_forward(x, gamma, beta, 1e-6, axis, mask)
+    gradients = reference.train_gradients(dy, x, gamma, 1e-6, axis, mask)
     # Squares summed in single precision, 360 000 of them, lose three digits.
-    np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-3)
+    np.testing.assert_allclose(variance, oracle.variance, rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=1e-2)
     np.testing.assert_allclose(dx, gradients.x, atol=1e-3 * abs(gradients.x).max())
     np.testing.assert_allclose(dgamma, gradients.gamma, atol=1e-3 * np.sqrt(dy.size))
     np.testing.assert_allclose(dbeta, gradients.beta, atol=1e-3 * np.sqrt(dy.size))
 
 
-def test_second_derivatives_agree_with_the_general_path(monkeypatch):
-    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+@pytest.mark.parametrize(
+    ("shape", "axis", "masked"), [((6, 3), -1, False), ((6, 3), -1, True), ((2, 3, 3), 1, False)]
+)
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_second_derivatives_agree_with_the_general_path(shape, axis, masked, in_graph, kernel, monkeypatch):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    mask = x < 0.5 if masked else None
 
     def penalty_gradient():
-        layer = BatchNormalization()
-        value = tf.constant(x)
-        with tf.GradientTape() as outer:
-            outer.watch(value)
-            with tf.GradientTape() as inner:
-                inner.watch(value)
-                loss = tf.reduce_sum(layer(value, training=True) ** 3)
-            penalty = tf.reduce_sum(inner.gradient(loss, value) ** 2)
-        return outer.gradient(penalty, value).numpy()
+        layer = BatchNormalization(axis)
+        layer.build(shape)
 
-    fused = penalty_gradient()
-    monkeypatch.setattr(kernels, "applies", lambda x: False)
+        def run(value):
+            with tf.GradientTape() as outer:
+                outer.watch(value)
+                with tf.GradientTape() as inner:
+                    inner.watch(value)
+                    loss = tf.reduce_sum(layer(value, training=True, mask=mask) ** 3)
+                penalty = tf.reduce_sum(inner.gradient(loss, value) ** 2)
+            return outer.gradient(penalty, value)
+
+        return (tf.function(run) if in_graph else run)(tf.constant(x)).numpy()
+
+    fast = penalty_gradient()
+    monkeypatch.setattr(kernels, "AVAILABLE", False)
     general = penalty_gradient()
-    np.testing.assert_allclose(fused, general, atol=1e-4 * abs(general).max())
+    np.testing.assert_allclose(fast, general, atol=1e-4 * abs(general).max())
 
 
-@pytest.mark.parametrize("axis", [-1, 1])
-def test_xla_agrees_with_eager(axis):
-    x = np.random.default_rng(0).normal(3, 2, (4, 6, 6, 6)).astype("float32")
+def test_channels_of_any_mean_and_deviation_are_told_apart():
+    # Some within the ratio that needs no shift, some beyond, some without any variance.
+    means, deviations = np.array([0, 0, 3, 5, -300, 7e3, 2.5]), np.array([1, 0, 1, 1, 1e-2, 1e2, 0])
+    x = np.random.default_rng(0).normal(means[:, None, None], deviations[:, None, None], (16, 7, 20, 20))
+    x = x.astype("float32")
+    y, moments = kernels.batch_norm(tf.constant(x), *_ones_and_zeros(7), 1e-6, 1)
+    expected, oracle = reference.train_forward(x, np.ones(7), np.zeros(7), 1e-6, 1)
+    np.testing.assert_allclose(moments.mean, oracle.mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-5, atol=1e-12)
+    # x / deviation reaches 3e4.
+    np.testing.assert_allclose(y, expected, atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "masked"),
+    [
+        ((4, 6, 6, 6), -1, False),
+        ((4, 6, 6, 6), 1, False),
+        ((24, 6), -1, True),
+        ((4, 6, 6), 1, True),
+        ((4, 6, 6, 6), -1, True),
+    ],
+)
+def test_xla_agrees_with_eager(shape, axis, masked):
+    x = np.random.default_rng(0).normal(3, 2, shape).astype("float32")
+    mask = x < 5 if masked else None
     results = []
     for compiled in (False, True):
         layer = BatchNormalization(axis, momentum=0.5)
@@ -115,7 +183,7 @@ def test_xla_agrees_with_eager(axis):
         def step(x, layer=layer):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = layer(x, training=True)
+                y = layer(x, training=True, mask=mask)
                 loss = tf.reduce_sum(y**3)
             return y, tape.gradient(loss, x)
 
