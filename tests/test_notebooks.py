@@ -50,6 +50,13 @@ def test_it_is_kept_with_the_outputs_of_one_run(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_figures_say_in_words_what_they_show(path):
+    for cell in _code(nbformat.read(path, as_version=4)):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert cell.metadata["mystnb"]["image"]["alt"], cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_its_links_into_the_repository_lead_somewhere(path):
     cells = nbformat.read(path, as_version=4).cells
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
