@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import urllib.request
 
 import kubernetes_validate
@@ -94,16 +96,19 @@ def test_kustomize_builds_it():
         assert text == (SERVING / "config" / file).read_text()
 
 
+def test_the_compose_file_is_one_by_the_specification():
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+    command = [sys.executable, "-m", "check_jsonschema", *schema, DEPLOY / "docker-compose.yml"]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout
+
+
 def test_docker_compose_accepts_it():
-    command = ["docker", "compose", "-f", str(DEPLOY / "docker-compose.yml"), "config", "--quiet"]
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
-    ):
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("docker compose is not installed")
-    subprocess.run(
-        command, env={"MODELS": "/tmp", "PATH": "/usr/bin:/usr/local/bin:/bin"}, check=True, timeout=60
-    )
+    command = [docker, "compose", "-f", str(DEPLOY / "docker-compose.yml"), "config", "--quiet"]
+    subprocess.run(command, env={"MODELS": "/tmp", "PATH": os.defpath}, check=True, timeout=60)
 
 
 def test_promtool_accepts_the_scrapes_the_alerts_and_the_dashboard(tmp_path):
