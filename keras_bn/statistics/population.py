@@ -30,6 +30,10 @@ class PopulationMoments:
     Args:
         channels: the number of channels, at least 1.
 
+    Attributes:
+        count: how many values per channel it was shown.
+        batches: in how many batches.
+
     Raises:
         KerasBNError: if values or moments with another number of channels are shown, or moments are asked of
             nothing.
@@ -44,6 +48,7 @@ class PopulationMoments:
     def __init__(self, channels: int) -> None:
         self.channels = channels
         self.count = 0
+        self.batches = 0
         self._mean = np.zeros(channels)
         self._squares = np.zeros(channels)
 
@@ -83,11 +88,14 @@ class PopulationMoments:
         self._mean = self._mean + delta * (count / total)
         self._squares = self._squares + variance * count + delta**2 * (self.count * count / total)
         self.count = total
+        self.batches += 1
 
     def merge(self, other: PopulationMoments) -> None:
         """Take in what `other` has seen, as if it had been shown here."""
         if other.count:
+            batches = self.batches + other.batches
             self.update_moments(other.count, other.mean, other.variance)
+            self.batches = batches
 
     @property
     def mean(self) -> NDArray[np.float64]:

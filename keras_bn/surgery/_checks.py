@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.arguments import is_number
@@ -14,8 +13,7 @@ from keras_bn.layers.arguments import is_number
 def check_weights(model: keras.Model) -> None:
     """Raise a KerasBNError if a weight holds NaN or infinity."""
     for weight in model.weights:
-        values = keras.ops.convert_to_numpy(weight)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        if keras.backend.is_float_dtype(weight.dtype) and not keras.ops.all(keras.ops.isfinite(weight)):
             raise KerasBNError(
                 f"Weight {weight.path!r} of model {model.name!r} holds NaN or infinity; load sound weights."
             )

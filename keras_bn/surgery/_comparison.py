@@ -33,16 +33,17 @@ def compare(before: keras.Model, after: keras.Model, inputs: Any, tolerance: flo
         for values, which in ((old, "original"), (new, "new")):
             if not np.isfinite(values).all():
                 raise KerasBNError(f"Output {name!r} of the {which} model is NaN or infinite on this data.")
-        difference, scale = np.abs(new - old).max(initial=0.0), np.abs(old).max(initial=0.0)
+        difference, scale = (float(np.abs(values).max(initial=0.0)) for values in (new - old, old))
         if difference > allowed * scale:
             raise KerasBNError(
                 f"Output {name!r} changed by {difference:.3g}, more than tolerance={allowed:g} of its scale "
                 f"{scale:.3g}; nothing was returned. Raise the tolerance only if you can live with that."
             )
-        largest = max(largest, float(difference))
+        largest = max(largest, difference)
     return largest
 
 
 def _outputs(model: keras.Model, inputs: Any) -> list[tf.Tensor]:
     run = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    return keras.tree.flatten(run(inputs))
+    # Traced apart from the call, lest TensorFlow warn of a function that is traced anew for every model.
+    return keras.tree.flatten(run.get_concrete_function(inputs)(inputs))

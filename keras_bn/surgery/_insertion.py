@@ -12,7 +12,6 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import along
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery import _regularization
-from keras_bn.surgery._calibration import Tap
 from keras_bn.surgery._copying import Copies
 from keras_bn.surgery._placement import Place
 from keras_bn.surgery.graph import Call
@@ -104,15 +103,16 @@ class Insertion:
         self.rows.append(Row(call.path, type(call.layer).__name__, action, reason))
 
 
-def make_identity(tap: Tap, moments: PopulationMoments, batches: int) -> None:
+def make_identity(layer: Any, bias: np.ndarray | None, moments: PopulationMoments) -> None:
     """Set the weights such that inference returns its input, plus the bias if there is one to absorb.
 
     Args:
-        tap: the layer and the bias.
-        moments: of its input.
-        batches: how many the moments are of; a cumulative average goes on from there.
+        layer: the normalization.
+        bias: `(channels,)`, or None.
+        moments: of its input; a cumulative average goes on from there.
     """
-    layer, bias = tap.layer, tap.bias
+    if not moments.count:
+        raise KerasBNError(f"No value of the data reaches {layer.name!r}: its mask leaves nothing.")
     unbiased = getattr(layer, "unbiased_variance", False) and moments.count > 1
     mean = moments.mean.astype(layer.moving_mean.dtype)
     layer.moving_mean.assign(mean)
@@ -120,21 +120,20 @@ def make_identity(tap: Tap, moments: PopulationMoments, batches: int) -> None:
     layer.gamma.assign(ops.sqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon))
     layer.beta.assign(mean if bias is None else mean + bias)
     if getattr(layer, "batches_seen", None) is not None:
-        layer.batches_seen.assign(batches)
+        layer.batches_seen.assign(moments.batches)
 
 
-def identity_row(place: Place, tap: Tap) -> Row:
+def identity_row(place: Place, layer: Any, bias: np.ndarray | None) -> Row:
     """The row of an insertion, with the change measured on values that are distributed like its input."""
-    layer, rank = tap.layer, len(place.after.node.outputs[0].shape)
-    channels = layer.moving_mean.shape[0]
+    rank, channels = len(place.after.node.outputs[0].shape), layer.moving_mean.shape[0]
     values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), channels))
     values = values * np.asarray(layer.gamma) + np.asarray(layer.moving_mean)
     x = ops.cast(np.moveaxis(values, -1, place.axis), layer.compute_dtype)
-    expected = x if tap.bias is None else x + ops.cast(along(tap.bias, rank, place.axis), x.dtype)
+    expected = x if bias is None else x + ops.cast(along(bias, rank, place.axis), x.dtype)
     difference = ops.max(ops.abs(ops.cast(layer(x, training=False) - expected, "float32")))
     reason = f"{layer.name} inserted" + ("" if place.after is place.call else f" after {place.after.path}")
     reason += ", activation split out" if place.activation is not None else ""
-    reason += ", bias absorbed" if tap.bias is not None else ""
+    reason += ", bias absorbed" if bias is not None else ""
     return Row(place.call.path, type(place.call.layer).__name__, "retrofitted", reason, float(difference))
 
 

@@ -1,4 +1,4 @@
-"""What goes into a model's BN layers: one trace of the model, from which any part can be run.
+"""What goes into a model's normalizations: one trace of the model, from which any part can be run.
 
 Each chosen layer's `call` is replaced while the model is traced, so it works wherever the layer is called: in
 nested models, inside wrappers, several times, with a mask.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -17,8 +18,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
+from keras_bn.statistics.batches import Batches
 from keras_bn.statistics.moments import reduction_axes
 from keras_bn.statistics.population import PopulationMoments, device_moments
+
+# What a layer gives while it is observed, from the layer, its inputs, and their mean and variance.
+Output: TypeAlias = Callable[[keras.Layer, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,27 +38,27 @@ class _Site:
 
 
 class Observer:
-    """A model traced at inference with an eye on some of its BN layers.
+    """A model traced at inference with an eye on some of its normalizations.
 
     Args:
         model: a built model. It is left as it was.
-        layers: the BN layers to observe, each called at least once.
+        layers: the layers to observe, each called at least once; their `axis` is that of the channels.
         example: one batch of inputs; gives the structure and the dtypes.
-        batchwise: let the observed layers normalize by the moments of the batch, as in training; without it
-            they normalize by their population statistics. All other layers are in inference mode either way.
+        output: what the observed layers give meanwhile, such as `normalized_by_batch`; None for what they
+            give at inference. All other layers are in inference mode either way.
 
     Raises:
         KerasBNError: if a layer runs inside a loop or a function of its own, where its input cannot be had.
     """
 
     def __init__(
-        self, model: keras.Model, layers: Sequence[keras.Layer], example: Any, batchwise: bool = False
+        self, model: keras.Model, layers: Sequence[keras.Layer], example: Any, output: Output | None = None
     ) -> None:
         self._sites: list[_Site] = []
         flat = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(example)]
 
         def run(*inputs: tf.Tensor) -> tf.Tensor:
-            with _replaced_calls(layers, lambda layer, call: self._observing(layer, call, batchwise)):
+            with _replaced_calls(layers, lambda layer, call: self._observing(layer, call, output)):
                 return model(keras.tree.pack_sequence_as(example, list(inputs)), training=False)
 
         self._dtypes = [leaf.dtype for leaf in flat]
@@ -62,9 +67,8 @@ class Observer:
         for site in self._sites:
             if site.inputs.graph is not self._function.graph:
                 raise KerasBNError(
-                    f"{site.layer.name!r} runs inside a loop or a tf.function of its own, where its "
-                    f"inputs cannot be "
-                    "observed; leave it out with layers=."
+                    f"{site.layer.name!r} runs inside a loop or a tf.function of its own, where its inputs "
+                    "cannot be observed; leave it out with layers=."
                 )
 
     def levels(self) -> list[list[keras.Layer]]:
@@ -97,13 +101,23 @@ class Observer:
     ) -> dict[keras.Layer, PopulationMoments]:
         """The moments of the inputs of `layers` over `data`, pooled over all calls of a layer.
 
-        Only what these layers need is run. A layer that is never called has no entry.
+        Only what these layers need is run, and one batch is held at a time. A layer that is never called has
+        no entry.
+
+        Raises:
+            KerasBNError: if the inputs of a layer are not finite.
         """
         sites = [site for site in self._sites if site.layer in layers]
         step = self._function.prune(self._feeds, [site.moments for site in sites])
         result = {site.layer: PopulationMoments(site.moments[1].shape[0]) for site in sites}
         for batch in data:
             for site, (count, mean, variance) in zip(sites, step(*self._tensors(batch)), strict=True):
+                if not np.isfinite(variance).all():
+                    raise KerasBNError(
+                        f"The inputs of {site.layer.name!r} are not finite on this data, so they have no "
+                        "statistics; check the scale of the data and the weights of the layers before it, or "
+                        "use a wider dtype."
+                    )
                 result[site.layer].update_moments(int(count), mean.numpy(), variance.numpy())
         return result
 
@@ -120,14 +134,14 @@ class Observer:
         leaves = keras.tree.flatten(batch)
         return [tf.convert_to_tensor(x, dtype) for x, dtype in zip(leaves, self._dtypes, strict=True)]
 
-    def _observing(self, layer: keras.Layer, call: Callable[..., Any], batchwise: bool) -> Callable[..., Any]:
+    def _observing(
+        self, layer: keras.Layer, call: Callable[..., Any], output: Output | None
+    ) -> Callable[..., Any]:
         def observe(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
             inputs = tf.identity(inputs)
             moments = device_moments(inputs, layer.axis, mask)
-            outputs = (
-                _normalize(layer, inputs, *moments[1:]) if batchwise else call(inputs, training=training)
-            )
-            outputs = tf.identity(outputs)
+            given = output(layer, inputs, *moments[1:]) if output else call(inputs, training=training)
+            outputs = tf.identity(given)
             self._sites.append(_Site(layer, inputs, outputs, moments, _sample(inputs, layer.axis)))
             return outputs
 
@@ -145,6 +159,30 @@ class Observer:
         for site in self._sites:
             result.setdefault(site.layer, set()).update(behind[site.inputs.op])
         return result
+
+
+def normalized_by_batch(
+    layer: keras.Layer, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+) -> tf.Tensor:
+    """What BN gives in training, whichever class the layer is of."""
+    dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
+    outputs = keras.ops.batch_normalization(
+        tf.cast(inputs, dtype),
+        tf.cast(mean, dtype),
+        tf.cast(variance, dtype),
+        axis=layer.axis,
+        offset=tf.cast(layer.beta, dtype) if layer.center else None,
+        scale=tf.cast(layer.gamma, dtype) if layer.scale else None,
+        epsilon=layer.epsilon,
+    )
+    return tf.cast(outputs, inputs.dtype)
+
+
+def peek(source: Batches) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and all of them: as often as wanted if they can be walked again."""
+    iterator = iter(source)
+    first = next(iterator)
+    return first, source if source.reiterable else chain([first], iterator)
 
 
 @contextmanager
@@ -171,18 +209,3 @@ def _sample(inputs: tf.Tensor, axis: int, rows: int = 512) -> tf.Tensor:
     last = tf.transpose(inputs, [*reduction_axes(rank, axis), axis % rank])
     values = tf.reshape(last, [-1, inputs.shape[axis]])
     return values[:: tf.maximum(1, tf.shape(values)[0] // rows)][:rows]
-
-
-def _normalize(layer: keras.Layer, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-    """What BN does in training, whichever class the layer is of."""
-    dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    outputs = keras.ops.batch_normalization(
-        tf.cast(inputs, dtype),
-        tf.cast(mean, dtype),
-        tf.cast(variance, dtype),
-        axis=layer.axis,
-        offset=tf.cast(layer.beta, dtype) if layer.center else None,
-        scale=tf.cast(layer.gamma, dtype) if layer.scale else None,
-        epsilon=layer.epsilon,
-    )
-    return tf.cast(outputs, inputs.dtype)

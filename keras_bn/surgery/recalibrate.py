@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any, Literal
 
 import keras
@@ -11,13 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_bn.errors import KerasBNError
-from keras_bn.statistics.batches import Batches, batches
+from keras_bn.statistics.batches import batches
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery.graph import losses, rewrite
 from keras_bn.surgery.normalizations import batch_normalizations
-from keras_bn.surgery.observe import Observer
+from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
 
@@ -84,8 +83,8 @@ def recalibrate(
     result = rewrite(model, lambda call, copy: None)
     found = batch_normalizations(result)
     chosen = [call.layer for call in found if call.path in paths]
-    example, stream = _peek(source)
-    observer = Observer(result, chosen, example, batchwise=estimator == "batch")
+    example, stream = peek(source)
+    observer = Observer(result, chosen, example, normalized_by_batch if estimator == "batch" else None)
     levels = observer.levels() if estimator == "sequential" else [chosen]
     if len(levels) > 1 and not source.reiterable:
         stream = list(stream)
@@ -108,13 +107,6 @@ def recalibrate(
     return SurgeryResult(result, Report("recalibrate", rows, difference, notes))
 
 
-def _peek(source: Batches) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and all of them: as often as wanted if they can be walked again."""
-    iterator = iter(source)
-    first = next(iterator)
-    return first, source if source.reiterable else chain([first], iterator)
-
-
 def _counted(stream: Iterable[Any], bar: tqdm) -> Iterable[Any]:
     for batch in stream:
         yield batch
@@ -127,12 +119,6 @@ def _update(layer: keras.Layer, moments: PopulationMoments) -> tuple[str, str]:
         return "left alone", "the mask leaves no value"
     unbiased = getattr(layer, "unbiased_variance", False) and moments.count > 1
     mean, variance = moments.mean, moments.unbiased_variance if unbiased else moments.variance
-    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
-        raise KerasBNError(
-            f"The inputs of {layer.name!r} are not finite, so they have no statistics; check the scale of "
-            f"the "
-            "data and the weights of the layers before it."
-        )
     old_mean, old_variance = (np.array(v, float) for v in (layer.moving_mean, layer.moving_variance))
     layer.moving_mean.assign(mean)
     layer.moving_variance.assign(variance)

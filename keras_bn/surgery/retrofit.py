@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from tqdm import tqdm
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.batches import batches
-from keras_bn.surgery._calibration import Tap, calibrate
+from keras_bn.statistics.moments import along
 from keras_bn.surgery._checks import check_layer_class, check_number, check_weights
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
 from keras_bn.surgery._placement import places
 from keras_bn.surgery.graph import losses, rewrite, walk
+from keras_bn.surgery.observe import Observer, peek
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 
 POSITIONS = ("before_activation", "after_activation")
@@ -103,23 +105,37 @@ def retrofit(
         check_number("tolerance", tolerance)
     found = list(walk(model))
     check_weights(model)
-    data = batches(model, data, batch_size, steps)
+    source = batches(model, data, batch_size, steps)
     chosen, left_alone = places(model, layers, position == "before_activation")
     if not chosen:
         reasons = [f"{row.layer}: {row.reason}" for row in left_alone[:5]] or ["no such layer in it"]
         raise KerasBNError(f"Model {model.name!r} has nothing to retrofit: {'; '.join(reasons)}.")
     insertion = Insertion(chosen, layer, layer_arguments or {}, drop_bias, remove_dropout, l2_factor)
     result = rewrite(model, insertion.edit)
-    taps = [Tap(insertion.layer_at(place), place.axis, insertion.bias_dropped_at(place)) for place in chosen]
-    calibration = calibrate(result, taps, data, progress)
+    inserted = {insertion.layer_at(place): place for place in chosen}
+    biases = {new: insertion.bias_dropped_at(place) for new, place in inserted.items()}
+    first_batch, stream = peek(source)
+    observer = Observer(
+        result, list(inserted), first_batch, lambda new, x, *_: _plus(x, biases[new], new.axis)
+    )
+    bar = tqdm(stream, "calibrating", source.total, unit="batch", disable=not progress)
     rows = [*left_alone, *insertion.rows]
-    for place, tap, population in zip(chosen, taps, calibration.moments, strict=True):
-        make_identity(tap, population, calibration.batches)
-        rows.append(identity_row(place, tap))
-    check_batch = calibration.first_batch if check_data is None else next(iter(batches(model, check_data)))
+    for new, moments in observer.moments(list(inserted), bar).items():
+        make_identity(new, biases[new], moments)
+        rows.append(identity_row(inserted[new], new, biases[new]))
+    check_batch = first_batch if check_data is None else next(iter(batches(model, check_data)))
     difference = compare(model, result, check_batch, tolerance)
     in_order = _in_graph_order(rows, [call.path for call in found])
     return SurgeryResult(result, Report("retrofit", in_order, difference, losses(model, result)))
+
+
+def _plus(inputs: Any, bias: Any, axis: int) -> Any:
+    """The inputs with the bias that the layer before them has lost."""
+    return (
+        inputs
+        if bias is None
+        else inputs + keras.ops.cast(along(bias, len(inputs.shape), axis), inputs.dtype)
+    )
 
 
 def _in_graph_order(rows: list[Row], paths: list[str]) -> tuple[Row, ...]:
