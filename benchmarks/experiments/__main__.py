@@ -77,17 +77,23 @@ def _run(name: str, fast: bool, data_name: str, seeds: int | None, output: Path)
     examples = data.load(data_name)
     results = Results(output / f"{stem}.json", name, data_name, settings, f"{command} --seeds {seeds}")
     if len(results):
-        click.echo(f"{name}: resuming, {results.path} has {len(results)} runs already", err=True)
+        click.echo(f"{name}: resuming, {results.path} has {_count(len(results), 'run')} already", err=True)
     try:
         run_experiment(experiment, results, examples, seeds)
     except KeyboardInterrupt:
-        click.echo(f"{name}: interrupted; the same command resumes after {len(results)} runs", err=True)
+        click.echo(
+            f"{name}: interrupted; the same command resumes after {_count(len(results), 'run')}", err=True
+        )
         sys.exit(130)
     table = experiment.table(results)
     results.summarise(table)
     written = plots.save(experiment.draw(results), output / stem)
-    click.echo(f"{name} ({data_name}, {results.seeds} seeds)\n{table}")
+    click.echo(f"{name} ({data_name}, {_count(results.seeds, 'seed')})\n{table}")
     click.echo("\n".join(str(path) for path in (results.path, *written)) + "\n")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 if __name__ == "__main__":

@@ -115,6 +115,19 @@ def test_mnist_has_the_form_of_the_digits(monkeypatch, digits):
         assert mnist.max() == (1.0 if mnist.ndim == 4 else 2)
 
 
+def test_mnist_runs_through_an_experiment(cli, tmp_path, monkeypatch, digits):
+    # The digits three times as large, with a margin: what a download would bring, in small.
+    images = [np.pad(np.kron(x[..., 0], np.full((3, 3), 255)), ((0, 0), (2, 2), (2, 2))) for x in digits[::2]]
+    scans = [(x.astype("uint8"), y.astype("uint8")) for x, y in zip(images, digits[1::2], strict=True)]
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: scans)
+    result = cli("mnist_4_1", "--data", "mnist")
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "mnist_4_1-mnist.json").read_text())
+    assert document["data"] == "mnist" and "--data mnist" in document["command"]
+    last = {run["variant"]: run["result"]["accuracy"][-1] for run in document["runs"]}
+    assert last["with BN"] > 0.8
+
+
 def test_digits_are_split_with_no_image_on_both_sides(digits):
     assert len(digits.x_train) + len(digits.x_test) == 1797
     train = {image.tobytes() for image in digits.x_train}
