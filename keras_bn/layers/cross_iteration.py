@@ -8,6 +8,7 @@ from keras import ops
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.arguments import checked_size
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.derivatives import SUPPORTED, vjp
 from keras_bn.statistics.moments import Moments, along, batch_moments
 
 
@@ -28,8 +29,7 @@ class CrossIterationNormalization(keras.layers.Layer):
     (equations 7 to 9). The gradient goes through the present batch's share. The population statistics learn
     from the present batch alone; inference is that of `BatchNormalization` after `layer`.
 
-    The trap: this takes the moments of squares, so the mean must not dwarf the deviation. TensorFlow only,
-    since the layer needs the derivatives of its own moments.
+    The trap: this takes the moments of squares, so the mean must not dwarf the deviation.
 
     Args:
         layer: a Dense or Conv1D, 2D or 3D layer without bias and activation; normalization would undo the
@@ -40,8 +40,9 @@ class CrossIterationNormalization(keras.layers.Layer):
         **kwargs: of every Keras layer, such as name and dtype.
 
     Raises:
-        KerasBNError: the layer is of another kind, has a bias or an activation, or puts channels elsewhere
-            than last; window or burn_in is out of range; the backend is not TensorFlow.
+        KerasBNError: the layer is of another kind, has a bias, an activation or an activity regularizer, or
+            puts channels elsewhere than last; window or burn_in is out of range; the backend has no
+            derivatives.
 
     >>> dense = keras.layers.Dense(4, use_bias=False)
     >>> layer = CrossIterationNormalization(dense, window=4)
@@ -67,16 +68,17 @@ class CrossIterationNormalization(keras.layers.Layer):
             type(layer) not in kinds
             or layer.use_bias
             or layer.activation is not keras.activations.linear
+            or layer.activity_regularizer is not None
             or getattr(layer, "data_format", "channels_last") != "channels_last"
         ):
             raise KerasBNError(
-                f"Layer {self.name!r}: it wraps a Dense or Conv layer with use_bias=False, no activation and "
-                f"channels last, which {getattr(layer, 'name', layer)!r} is not."
+                f"Layer {self.name!r}: it wraps a Dense or Conv layer with use_bias=False, no activation, no "
+                f"activity_regularizer and channels last, which {getattr(layer, 'name', layer)!r} is not."
             )
-        if keras.backend.backend() != "tensorflow":
+        if keras.backend.backend() not in SUPPORTED:
             raise KerasBNError(
-                f"Layer {self.name!r}: it needs the TensorFlow backend, but the backend is "
-                f"{keras.backend.backend()!r}."
+                f"Layer {self.name!r}: it needs derivatives, which the backend {keras.backend.backend()!r} "
+                f"does not have; use one of {', '.join(SUPPORTED)}."
             )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -109,36 +111,38 @@ class CrossIterationNormalization(keras.layers.Layer):
 
     def call_training(self, inputs: Any) -> Any:
         """Normalize by the moments of the window, learn from those of this batch, remember them."""
-        import tensorflow as tf
+        bn, dtype = self.normalization, self.normalization.statistics_dtype
+        bn.check_count(tuple(self.layer.compute_output_shape(tuple(inputs.shape))))
 
-        bn, kernel = self.normalization, self.layer.kernel
-        with tf.GradientTape(persistent=True) as tape:
-            x = ops.cast(self.layer(inputs), bn.statistics_dtype)
-            bn.check_count(tuple(x.shape))
+        def moments(kernel: Any) -> tuple[Any, tuple[Any, Moments]]:
+            with keras.StatelessScope(state_mapping=[(self.layer.kernel, kernel)]):
+                x = ops.cast(self.layer(inputs), dtype)
             own = batch_moments(x, -1)
-            square = own.variance + ops.square(own.mean)
-        present = ops.stack([own.mean, square])
-        weights = tf.cast(tf.convert_to_tensor(kernel), bn.statistics_dtype)
+            return ops.stack([own.mean, own.variance + ops.square(own.mean)]), (x, own)
+
+        weights = ops.cast(self.layer.kernel.value, dtype)
+        present, pull, (x, own) = vjp(moments, weights)
         # A channel's moments depend on that channel's weights alone, so the sum's derivative has them all.
-        slopes = tf.stack(
-            [tf.cast(tape.gradient(v, kernel.value), bn.statistics_dtype) for v in (own.mean, square)]
-        )
-        del tape
-        used = self._window(present, weights)
-        means, squares = used[0], used[1]
-        mean = ops.mean(means, 0)
-        variance = ops.maximum(ops.mean(ops.maximum(squares, ops.square(means)), 0) - ops.square(mean), 0)
+        rows = ops.eye(2, dtype=dtype)[:, :, None] * ops.ones_like(present)
+        slopes = ops.stack([pull(rows[0]), pull(rows[1])])
+        mean, square = self._window(present, weights)
+        variance = ops.maximum(square - ops.square(mean), 0)
         gamma, beta = (along(v, len(x.shape), -1) for v in bn.affine_weights())
         y = bn.normalize(x, Moments(own.count, mean, variance), -1, gamma, beta)
         bn.update_statistics(own)
         self._remember(ops.stop_gradient(present), ops.stop_gradient(slopes), ops.stop_gradient(weights))
         return ops.cast(y, self.compute_dtype)
 
-    def _window(self, present: Any, weights: Any) -> Any:
-        """Means and squares of the iterations to be used, at the present weights: (2, k, channels)."""
+    def _window(self, present: Any, weights: Any) -> tuple[Any, Any]:
+        """Mean and mean square over the iterations that count, at the present weights."""
         past = self.constants + _projected(self.slopes, ops.stop_gradient(weights))
+        moments = ops.concatenate([present[:, None], past], axis=1)
+        means, squares = moments[0], ops.maximum(moments[1], ops.square(moments[0]))
         used = ops.where(self.iterations < self.burn_in, 0, ops.minimum(self.iterations, self.window - 1))
-        return ops.concatenate([present[:, None], past[:, :used]], axis=1)
+        counts = (ops.arange(self.window) <= used)[:, None]
+        number = ops.cast(used + 1, means.dtype)
+        mean, square = (ops.sum(ops.where(counts, v, 0), 0) / number for v in (means, squares))
+        return mean, square
 
     def _remember(self, moments: Any, slopes: Any, weights: Any) -> None:
         constants = moments - _projected(slopes, weights)
