@@ -83,7 +83,7 @@ def _bytes(item: Any) -> bytes:
         except OSError as error:
             raise ValueError(f"{item} cannot be read ({error.strerror})") from error
     raise TypeError(
-        f"a {type(item).__name__} was given, where str, bytes or pathlib.Path (its contents) will do"
+        f"{type(item).__name__} was given, where str, bytes or pathlib.Path (its contents) will do"
     )
 
 

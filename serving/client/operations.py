@@ -25,6 +25,7 @@ from serving.errors import (
 _FIRST_BACKOFF_S = 0.05
 _POLL_S = 0.1
 _POLL_TIMEOUT_S = 5.0
+_LONGEST_S = 1e9  # beyond some 9e9 the clocks of sockets and gRPC overflow
 # A gRPC server that ends cancels the calls it has not begun; nobody else cancels one.
 _NOT_TAKEN_ON = (UnavailableError, CancelledError)
 
@@ -158,8 +159,10 @@ class Operations:
 
 
 def _deadline(timeout: float) -> float:
-    if not timeout > 0:
-        raise InvalidArgumentError(f"timeout should be a positive number of seconds, not {timeout}")
+    if not 0 < timeout <= _LONGEST_S:
+        raise InvalidArgumentError(
+            f"timeout should be a positive number of seconds up to {_LONGEST_S:g}, not {timeout}"
+        )
     return time.monotonic() + timeout
 
 

@@ -1,5 +1,6 @@
 """What both clients are made of."""
 
+import numbers
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -46,4 +47,6 @@ class Settings:
     def _target(self, model: str | None, version: int | None = None, label: str | None = None) -> Target:
         if version is not None and label is not None:
             raise InvalidArgumentError(f"name a version ({version}) or a label ({label!r}), not both")
+        if version is not None and not (isinstance(version, numbers.Integral) and version >= 0):
+            raise InvalidArgumentError(f"a version is an integer from 0 up, not {version!r}")
         return Target(model or self.model, version, label)

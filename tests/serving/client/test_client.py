@@ -146,6 +146,9 @@ def test_mistakes_are_refused_before_they_are_sent(client):
             client.predict(mistake)
     with pytest.raises(InvalidArgumentError, match=r"no signature 'other'; it offers .*serving_default"):
         client.predict(X, signature="other")
+    for version in (-1, "1", 1.0):
+        with pytest.raises(InvalidArgumentError, match="a version is an integer from 0 up, not"):
+            client.predict(X, version=version)
     with pytest.raises(InvalidArgumentError, match="no output 'q': the signature offers y"):
         client.predict(X, outputs="q")
 

@@ -68,8 +68,8 @@ def test_an_array_that_fits_is_not_copied():
         (["a"], "DT_FLOAT", "values of type"),
         ([None], "DT_FLOAT", "values of type object"),
         ([[1], [2, 3]], "DT_FLOAT", "inhomogeneous"),
-        ([b"a", 1], "DT_STRING", "a int was given, where str, bytes or pathlib.Path"),
-        ([["a"], ["b", "c"]], "DT_STRING", "a list was given"),
+        ([b"a", 1], "DT_STRING", "int was given, where str, bytes or pathlib.Path"),
+        ([["a"], ["b", "c"]], "DT_STRING", "list was given"),
     ],
 )
 def test_values_that_do_not_fit_name_the_input_and_what_it_wants(value, dtype, match):

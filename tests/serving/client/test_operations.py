@@ -183,7 +183,7 @@ def test_the_timeout_covers_the_whole_call(monkeypatch):
     assert script.timeouts == [9.0, 8.0]
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e10])
 def test_a_timeout_is_positive(timeout):
     with pytest.raises(InvalidArgumentError, match="timeout should be a positive number of seconds"):
         Script([]).run(operations().status(MODEL, timeout))
