@@ -94,7 +94,8 @@ def step_axis(axes: Axes, measured: Sequence[int]) -> None:
     """Training steps on a log axis from the first measurement on, since most happens early."""
     axes.set_xscale("log")
     axes.set(xlabel="training step", xlim=(measured[1], measured[-1]))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    room = measured[-1] <= 100 * measured[1]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if room else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
