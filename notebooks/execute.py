@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+try:
+    import nbformat
+    from nbclient import NotebookClient
+except ImportError as error:
+    sys.exit(f"{error.name} is not installed: pip install 'keras-bn[notebooks]'.")
 
 FOLDER = Path(__file__).parent
 CELL_SECONDS = 300  # a limit for a cell that hangs, not for one that is slow

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import nbformat
@@ -62,6 +64,12 @@ def test_its_links_into_the_repository_lead_somewhere(path):
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", prose):
         assert (FOLDER / target).exists(), target
+
+
+def test_missing_nbclient_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    with pytest.raises(SystemExit, match=r"nbclient is not installed: pip install 'keras-bn\[notebooks\]'"):
+        runpy.run_path(str(FOLDER / "execute.py"), run_name="__main__")
 
 
 def test_together_they_are_small_enough_to_keep():
