@@ -3,14 +3,15 @@
 The kernel (`BatchFunction`) decides which requests make a batch: it has the queue, the threads, the time
 limits, the allowed sizes and the splitting of large requests. What goes through it are row numbers only,
 [task, row] pairs; the body of a batch fetches those rows from the tasks, runs the model, and hands every task
-its rows of the result. So the tensors of a batch may be padded to one shape, and an error reaches every task
-of its batch in the words clients know.
+its rows of the result. So the tensors of a batch may be padded to one shape, an error reaches its task in the
+words clients know, and a request that is wrong, or of another shape, fails without the others in its batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +22,7 @@ import tensorflow as tf
 
 from serving.local_server import metrics
 from serving.local_server.executor import GraphSession
-from serving.local_server.flags import CPUS
-from serving.local_server.status import StatusError, from_exception, invalid_argument
-
-_MAX_PADDED_RANK = 6
+from serving.local_server.status import StatusError, from_exception, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,59 +32,41 @@ class Parameters:
     max_batch_size: int = 1000
     batch_timeout_micros: int = 0
     max_enqueued_batches: int = 10
-    num_batch_threads: int = CPUS
-    allowed_batch_sizes: tuple[int, ...] = ()
+    num_batch_threads: int = os.cpu_count() or 1
+    allowed_batch_sizes: Sequence[int] = ()
     pad_variable_length_inputs: bool = False
     enable_large_batch_splitting: bool = False
     max_execution_batch_size: int = 0
 
+    def __post_init__(self) -> None:
+        least = {
+            "num_batch_threads": 1,
+            "max_batch_size": 1,
+            "batch_timeout_micros": 0,
+            "max_enqueued_batches": 0,
+        }
+        for name, limit in least.items():
+            what = f"{name} must be {'positive' if limit else 'non-negative'}; was {getattr(self, name)}"
+            require(getattr(self, name) >= limit, what)
+        sizes, largest = self.execution_sizes(), self.largest_execution()
+        what = f"Last entry in allowed_batch_sizes must match max_batch_size; expected {largest}"
+        require(not sizes or sizes[-1] == largest, what)
+
     @classmethod
     def of(cls, proto: Any) -> Parameters:
-        """The parameters a BatchingParameters message holds.
-
-        Raises:
-            StatusError: INVALID_ARGUMENT for values that make no sense.
-        """
-        given: dict[str, Any] = {
-            field.name: value.value if hasattr(value, "value") else value
-            for field, value in proto.ListFields()
-        }
+        """The parameters a BatchingParameters message holds; INVALID_ARGUMENT if they make no sense."""
+        given = {field.name: getattr(value, "value", value) for field, value in proto.ListFields()}
         given.pop("thread_pool_name", None)
-        given["allowed_batch_sizes"] = tuple(given.get("allowed_batch_sizes", ()))
-        parameters = cls(**given)
-        parameters._check()
-        return parameters
+        return cls(**given)
 
-    def _check(self) -> None:
-        for name in ("num_batch_threads", "max_batch_size"):
-            if getattr(self, name) <= 0:
-                raise invalid_argument(f"{name} must be positive; was {getattr(self, name)}")
-        for name in ("batch_timeout_micros", "max_enqueued_batches"):
-            if getattr(self, name) < 0:
-                raise invalid_argument(f"{name} must be non-negative; was {getattr(self, name)}")
-
-    def check_sizes(self) -> None:
-        """Raise INVALID_ARGUMENT unless the allowed sizes end with the largest batch."""
-        sizes, largest = self.allowed_batch_sizes, self.largest_execution
-        if sizes and sizes[-1] != largest:
-            raise invalid_argument(
-                "Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
-                f"{sizes[-1]}; expected {largest}"
-            )
-
-    @property
     def largest_execution(self) -> int:
         """The most rows that are run at once."""
-        if self.enable_large_batch_splitting and self.max_execution_batch_size:
-            return self.max_execution_batch_size
-        return self.max_batch_size
+        return (self.enable_large_batch_splitting and self.max_execution_batch_size) or self.max_batch_size
 
     def execution_sizes(self) -> list[int]:
-        """The allowed sizes as the kernel takes them: where large requests are split, their last one is the
-        limit."""
-        if self.enable_large_batch_splitting and not self.allowed_batch_sizes:
-            return list(range(1, self.largest_execution + 1))
-        return list(self.allowed_batch_sizes)
+        """The numbers of rows that may be run at once; empty: any. The last is where requests are split."""
+        any_size = range(1, self.largest_execution() + 1) if self.enable_large_batch_splitting else ()
+        return list(self.allowed_batch_sizes or any_size)
 
 
 class _Task:
@@ -103,21 +83,13 @@ class _Task:
         if self.error is not None:
             raise self.error
         parts = [self.parts[start] for start in sorted(self.parts)]
-        return (
-            parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
-        )
+        return [np.concatenate(output) for output in zip(*parts, strict=True)] if parts[1:] else parts[0]
 
 
 class Batcher:
-    """Runs a model in batches. Thread-safe.
-
-    Args:
-        run: runs the model on a batch: `run(feeds, fetches)`.
-        parameters: sizes, times and threads.
-    """
+    """Runs a model in batches, each with one call of `run(feeds, fetches, timeout_ms)`. Thread-safe."""
 
     def __init__(self, run: Callable[..., list[np.ndarray]], parameters: Parameters) -> None:
-        parameters.check_sizes()
         self._run = run
         self._parameters = parameters
         # Threads of its own: the bodies of batches wait for the model's session, which could not get on if
@@ -133,23 +105,23 @@ class Batcher:
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
-        """As GraphSession.run, with the rows of this request computed along with those of others.
-
-        Raises:
-            StatusError: INVALID_ARGUMENT for tensors without a common number of rows, or too many of them;
-                UNAVAILABLE when the queue is full; what the run of the batch raised.
-        """
-        rows = self._rows(feeds)
+        """As GraphSession.run, with the rows of this request computed along with those of others."""
+        require(feeds, "Batching Run() must have at least one input tensor")
+        scalars = any(array.ndim == 0 for array in feeds.values())
+        require(not scalars, "Batching Run() input tensors must have at least one dimension")
+        (rows, *others) = {len(array) for array in feeds.values()}
+        require(not others, "Batching Run() input tensors must have equal 0th-dimension size")
+        largest = self._parameters.max_batch_size
+        require(rows <= largest, f"Task size {rows} is larger than maximum input batch size {largest}")
         if rows == 0:  # nothing to wait for
             return self._run(feeds, fetches, timeout_ms)
-        queue = self._queue(tuple(sorted(feeds)), tuple(fetches))
+        queue = self._queue(feeds, tuple(fetches))
         task, number = _Task(feeds, timeout_ms), next(self._numbers)
         metrics.INPUT_BATCH.observe(rows)
         self._tasks[number] = task
         try:
             index = np.stack([np.full(rows, number), np.arange(rows)], axis=1)
-            # No time limit here: it is the run of the batch that is cut short, when no task of it has time
-            # left.
+            # No time limit here: the run of the batch is cut short, when none of its tasks has time left.
             self._session.run({f"{queue}/rows:0": index}, [f"{queue}/batch:0"])
         finally:
             del self._tasks[number]
@@ -159,26 +131,13 @@ class Batcher:
         """Give the kernels' threads and memory back."""
         self._session.close()
 
-    def _rows(self, feeds: Mapping[str, np.ndarray]) -> int:
-        if not feeds:
-            raise invalid_argument("Batching Run() must have at least one input tensor")
-        if any(array.ndim == 0 for array in feeds.values()):
-            raise invalid_argument("Batching Run() input tensors must have at least one dimension")
-        (rows, *others) = {len(array) for array in feeds.values()}
-        if others:
-            raise invalid_argument("Batching Run() input tensors must have equal 0th-dimension size")
-        largest = self._parameters.max_batch_size
-        if rows > largest:
-            raise invalid_argument(f"Task size {rows} is larger than maximum input batch size {largest}")
-        return rows
-
-    def _queue(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> str:
+    def _queue(self, feeds: Mapping[str, np.ndarray], fetches: tuple[str, ...]) -> str:
         """The name of the queue for requests with these inputs and outputs, made when it is first needed."""
+        key = (tuple(sorted(feeds)), fetches)
         with self._lock:
-            key = inputs, outputs
             if key not in self._queues:
                 name = f"queue_{len(self._queues)}"
-                self._add_kernel(name, outputs)
+                self._add_kernel(name, fetches)
                 self._queues[key] = name
             return self._queues[key]
 
@@ -208,70 +167,59 @@ class Batcher:
         self._session.extend()
 
     def _run_batch(self, index: np.ndarray, fetches: tuple[str, ...]) -> np.ndarray:
-        """The body of a batch: run the rows that `index` lists; its last rows may be padding, which repeats
-        one."""
-        pieces = _pieces(index)
-        tasks = [self._tasks.get(number) for number, _, _ in pieces]  # None: given up by its client meanwhile
-        present = [(task, *piece[1:]) for task, piece in zip(tasks, pieces, strict=True) if task is not None]
-        if present:
-            try:
-                self._run_pieces(present, fetches)
-            except Exception as failure:
-                for task, _, _ in present:
-                    task.error = from_exception(failure)
+        """The body of a batch: run the rows `index` lists, of which the last may repeat one as padding."""
+        pieces = [
+            (task, start, stop)
+            for number, start, stop in _pieces(index)
+            if (task := self._tasks.get(number)) is not None  # else given up by its client meanwhile
+        ]
+        if pieces:
+            self._run_pieces(pieces, fetches)
         return index[:, 0]
 
     def _run_pieces(self, pieces: list[tuple[_Task, int, int]], fetches: tuple[str, ...]) -> None:
+        """Run pieces of tasks together, or each alone if that fails: one may be at fault for all."""
+        try:
+            self._run_together(pieces, fetches)
+        except Exception as failure:
+            error = from_exception(failure)
+            if len(pieces) == 1 or error.code == "DEADLINE_EXCEEDED":
+                for task, _, _ in pieces:
+                    task.error = error
+            else:
+                for piece in pieces:
+                    self._run_pieces([piece], fetches)
+
+    def _run_together(self, pieces: list[tuple[_Task, int, int]], fetches: tuple[str, ...]) -> None:
         names = list(pieces[0][0].feeds)
-        feeds = {name: self._join(name, [task.feeds[name][a:b] for task, a, b in pieces]) for name in names}
-        sizes = [stop - start for _, start, stop in pieces]
+        feeds = {name: self._join([task.feeds[name][a:b] for task, a, b in pieces]) for name in names}
+        ends = np.cumsum([stop - start for _, start, stop in pieces])
         now = time.perf_counter()
-        for task in {id(task): task for task, _, _ in pieces}.values():
+        for task in {task for task, _, _ in pieces}:
             metrics.QUEUING_LATENCY.observe((now - task.queued) * 1e6, "")
         metrics.BATCHED_RUNS.add()
-        metrics.PROCESSED_BATCH.observe(sum(sizes))
-        outputs = self._run(feeds, fetches, _time_left([task for task, _, _ in pieces]))
-        for output in outputs:
-            if output.ndim == 0:
-                raise StatusError("FAILED_PRECONDITION", "Batched output tensor has 0 dimensions")
-            if len(output) != sum(sizes):
-                raise StatusError(
-                    "FAILED_PRECONDITION",
-                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
-                    "sizes of "
-                    "the input tensors",
-                )
-        end = 0
-        for (task, start, _), size in zip(pieces, sizes, strict=True):
-            task.parts.setdefault(start, [output[end : end + size] for output in outputs])
-            end += size
+        metrics.PROCESSED_BATCH.observe(ends[-1])
+        left = [task.timeout_ms - (now - task.queued) * 1e3 for task, _, _ in pieces if task.timeout_ms > 0]
+        limit = max(int(max(left)), 1) if len(left) == len(pieces) else 0  # until no task has time left
+        outputs = self._run(feeds, fetches, limit)
+        if any(output.ndim == 0 for output in outputs):
+            raise StatusError("FAILED_PRECONDITION", "Batched output tensor has 0 dimensions")
+        if any(len(output) != ends[-1] for output in outputs):
+            raise StatusError("FAILED_PRECONDITION", f"Batched output tensor has other than {ends[-1]} rows")
+        for (task, start, stop), end in zip(pieces, ends, strict=True):
+            task.parts.setdefault(start, [output[end - (stop - start) : end] for output in outputs])
 
-    def _join(self, name: str, arrays: list[np.ndarray]) -> np.ndarray:
-        if len(arrays) == 1:
-            return arrays[0]
-        if len({array.shape[1:] for array in arrays}) > 1:
-            if not self._parameters.pad_variable_length_inputs:
-                raise StatusError(
-                    "FAILED_PRECONDITION",
-                    f"Tensors with name '{name}' from different tasks have different shapes and padding "
-                    "is turned off. "
-                    "Set pad_variable_length_inputs to true, or ensure that all tensors with the same "
-                    "name have equal "
-                    "dimensions starting with the first dim.",
-                )
-            arrays = _padded(arrays)
-        return np.concatenate(arrays)
-
-
-def _time_left(tasks: list[_Task]) -> int:
-    """Milliseconds until the last of these tasks runs out of time; 0 if one has no limit."""
-    if any(task.timeout_ms <= 0 for task in tasks):
-        return 0
-    now = time.perf_counter()
-    left = max(task.timeout_ms - (now - task.queued) * 1e3 for task in tasks)
-    if left <= 0:
-        raise StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue")
-    return max(int(left), 1)
+    def _join(self, arrays: list[np.ndarray]) -> np.ndarray:
+        require(len({array.dtype for array in arrays}) == 1, "Only tensors of one type can be joined.")
+        if not self._parameters.pad_variable_length_inputs or len({array.shape[1:] for array in arrays}) == 1:
+            return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        shape = np.max([array.shape[1:] for array in arrays], axis=0)
+        padded = []
+        for array in arrays:  # at the end of each dimension but the first, with its own first element
+            full = np.full((len(array), *shape), array.flat[0] if array.size else 0, array.dtype)
+            full[tuple(slice(size) for size in array.shape)] = array
+            padded.append(full)
+        return np.concatenate(padded)
 
 
 def _pieces(index: np.ndarray) -> list[tuple[int, int, int]]:
@@ -281,18 +229,3 @@ def _pieces(index: np.ndarray) -> list[tuple[int, int, int]]:
     return [
         (int(index[a, 0]), int(index[a, 1]), int(index[b - 1, 1]) + 1) for a, b in itertools.pairwise(starts)
     ]
-
-
-def _padded(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """`arrays` with all dimensions but the first padded at the end to the largest, each with its own first
-    element."""
-    rank = arrays[0].ndim
-    if rank > _MAX_PADDED_RANK or any(array.ndim != rank for array in arrays):
-        raise invalid_argument(f"Only tensors with rank from 1 to {_MAX_PADDED_RANK} can be padded.")
-    shape = np.max([array.shape[1:] for array in arrays], axis=0)
-    result = []
-    for array in arrays:
-        full = np.full((len(array), *shape), array.flat[0] if array.size else 0, array.dtype)
-        full[tuple(slice(size) for size in array.shape)] = array
-        result.append(full)
-    return result

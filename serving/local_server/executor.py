@@ -6,21 +6,16 @@ it is not part of TensorFlow's public API, which is why it is used in this file 
 with operations that end the process where they should raise (see `_fragile_inputs`).
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session as c_api
 
-from serving.local_server.status import StatusError, from_exception, invalid_argument, not_found
-
-SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
+from serving.local_server.status import StatusError, from_exception, invalid_argument, require
 
 # Operations whose kernels (oneDNN's, the default on x86) look up a dimension by its place before they check
 # that the tensor has it, which aborts the process instead of raising. Found by feeding the operations of
@@ -29,10 +24,9 @@ _ABORTING = frozenset(("Conv2D", "Conv2DBackpropFilter", "Conv3D", "DepthwiseCon
 
 
 class GraphSession:
-    """A TensorFlow session that is fed and fetched by tensor name. Thread-safe; close it after the last
-    run."""
+    """A TensorFlow session that is fed and fetched by tensor name. Thread-safe."""
 
-    def __init__(self, config: tf.compat.v1.ConfigProto) -> None:
+    def __init__(self, config: tf.compat.v1.ConfigProto | None) -> None:
         self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         self._outputs: dict[str, object] = {}
 
@@ -43,18 +37,11 @@ class GraphSession:
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
-        """The values of the tensors named in `fetches`, given those in `feeds`.
+        """The values of the tensors named in `fetches` (`y:0`), given those in `feeds`, of any shape.
 
-        Args:
-            feeds: an array for each tensor name (`x:0`), of the tensor's dtype and any shape.
-            fetches: tensor names; at least one.
-            timeout_ms: milliseconds after which the run is cancelled; 0: never.
-
-        Raises:
-            StatusError: with the code and the words of the TensorFlow runtime.
+        After `timeout_ms` milliseconds, unless it is 0, the run is cancelled. Errors are the runtime's.
         """
-        if not fetches:
-            raise invalid_argument("Must specify at least one target to fetch or execute.")
+        require(fetches, "Must specify at least one target to fetch or execute.")
         inputs = {self._output(name): array for name, array in feeds.items()}
         outputs = [self._output(name) for name in fetches]
         options = None
@@ -80,24 +67,22 @@ class GraphSession:
 
     def _output(self, name: str) -> object:
         if name not in self._outputs:
-            self._outputs[name] = _find(self.session.graph, name)._as_tf_output()
+            try:
+                tensor = self.session.graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+            except (KeyError, ValueError) as error:
+                code = "OUT_OF_RANGE" if "exists but" in str(error) else "INVALID_ARGUMENT"
+                raise StatusError(code, str(error)) from None
+            self._outputs[name] = tensor._as_tf_output()
         return self._outputs[name]
 
 
 class Executor(GraphSession):
-    """The session of one version of a model.
+    """The session of the version in the folder `path`, of the graph whose whole set of tags is `tags`."""
 
-    Args:
-        path: the version's folder.
-        tags: the tag set of the graph to load; it must be the graph's whole set.
-        config: thread counts and the like.
-
-    Raises:
-        StatusError: the folder holds no SavedModel that can be loaded.
-    """
-
-    def __init__(self, path: str, tags: Sequence[str], config: tf.compat.v1.ConfigProto) -> None:
-        _check_folder(path)
+    def __init__(self, path: str, tags: Sequence[str], config: tf.compat.v1.ConfigProto | None) -> None:
+        if not any(os.path.isfile(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
+            what = "Specified file path does not appear to contain a SavedModel bundle"
+            raise StatusError("NOT_FOUND", f"{what} (should have a file called `saved_model.pb`): {path}")
         super().__init__(config)
         try:
             with self.session.graph.as_default():
@@ -105,19 +90,20 @@ class Executor(GraphSession):
             self.extend()
         except Exception as error:
             self.close()
-            raise _load_error(error, path, tags) from error
-        self.signatures: dict[str, SignatureDef] = dict(meta_graph.signature_def)
+            # Python's loader has its own exceptions for what does not parse, and tags that are not there.
+            if type(error) is OSError:
+                raise StatusError("DATA_LOSS", f"Can't parse {path}/saved_model.pb as binary proto") from None
+            if type(error) is RuntimeError:
+                what = f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}"
+                raise StatusError("NOT_FOUND", f"{what}. saved_model_cli shows what there is.") from None
+            raise
+        self.signatures = dict(meta_graph.signature_def)
         self._ranks = _fragile_inputs(meta_graph)
 
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
-        """As GraphSession.run.
-
-        Raises:
-            StatusError: also INVALID_ARGUMENT for a tensor of another rank than its signature's, if the
-                model has operations that would abort the process.
-        """
+        """As GraphSession.run, but INVALID_ARGUMENT for a rank that would abort the process."""
         for name, array in feeds.items():
             alias, rank = self._ranks.get(name, ("", array.ndim))
             if array.ndim != rank:
@@ -129,11 +115,8 @@ class Executor(GraphSession):
 
 
 def _fragile_inputs(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, tuple[str, int]]:
-    """The alias and the rank, by tensor name, of the inputs whose rank must be checked before a run.
-
-    These are the inputs of declared rank of a model with an operation in `_ABORTING`, in its graph or in a
-    function; of any other model none, since tensorflow_model_server answers requests of any shape.
-    """
+    """The alias and the rank, by tensor name, of the inputs whose rank must be checked before a run: those of
+    declared rank, if there is an operation in `_ABORTING`; else tensorflow_model_server answers any shape."""
     graph = meta_graph.graph_def
     nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
     if not any(node.op in _ABORTING for node in nodes):
@@ -144,47 +127,3 @@ def _fragile_inputs(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, tuple[
         for alias, info in signature.inputs.items()
         if info.HasField("tensor_shape") and not info.tensor_shape.unknown_rank
     }
-
-
-def _find(graph: tf.Graph, name: str) -> tf.Tensor:
-    operation, _, index = name.partition(":")
-    try:
-        outputs = graph.get_operation_by_name(operation).outputs
-    except (KeyError, ValueError):
-        raise invalid_argument(
-            f"Tensor {name}, specified in either feed_devices or fetch_devices was not found in the Graph"
-        ) from None
-    if int(index or 0) >= len(outputs):
-        kind = graph.get_operation_by_name(operation).type
-        raise StatusError(
-            "OUT_OF_RANGE",
-            f"Node '{operation}' (type: '{kind}', num of outputs: {len(outputs)}) does not have output "
-            f"{index or 0}",
-        )
-    return outputs[int(index or 0)]
-
-
-def _check_folder(path: str) -> None:
-    if not os.path.isdir(path):
-        raise StatusError("FAILED_PRECONDITION", f"{path}; Not a directory")
-    if any(os.path.isfile(os.path.join(path, name)) for name in ("saved_model.pb", "saved_model.pbtxt")):
-        return
-    if os.path.isfile(os.path.join(path, "export.meta")):
-        raise StatusError("UNIMPLEMENTED", "Session Bundle is deprecated and removed.")
-    raise not_found(
-        "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
-        f"`saved_model.pb`)\nSpecified file path: {path}"
-    )
-
-
-def _load_error(error: Exception, path: str, tags: Sequence[str]) -> StatusError:
-    """What tensorflow_model_server says where TensorFlow's Python loader has words of its own."""
-    if "Cannot parse file" in str(error):
-        return StatusError("DATA_LOSS", f"Can't parse {path}/saved_model.pb as binary proto")
-    if "could not be found in SavedModel" in str(error):
-        return not_found(
-            f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. To inspect "
-            "available "
-            "tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
-        )
-    return from_exception(error)

@@ -1,169 +1,114 @@
-"""JSON as tensorflow_model_server reads it, with the big arrays of numbers read straight into NumPy.
+"""Reading JSON, with big arrays of numbers read straight into NumPy.
 
-Three readers, each for what the one before it does not do:
-
-1. An array of numbers that is most of the document (an image) is lifted out of the text and read by simdjson
-   into one buffer, without a Python object per number.
-2. Python's `json` reads the rest.
-3. What that refuses (or would take where the real server does not) is read again by `json_conformant`, which
-   has the last word and the words of the error.
-
-Like the original: NaN and Infinity are numbers, the first of two equal keys counts, what follows the document
-is ignored.
+An array of numbers that is most of the document (an image) is lifted out of the text and read by simdjson
+into one buffer, without a Python object per number; Python's `json` reads the rest. As in TF Serving, NaN and
+Infinity are numbers, the first of two equal keys counts, and what follows the document is ignored.
 """
 
-from __future__ import annotations
-
 import json
-import re
-from typing import Any, NamedTuple
+import math
+import secrets
+from typing import Any
 
 import numpy as np
 import simdjson
 
-from serving.local_server import json_conformant
+from serving.local_server.status import invalid_argument
 
-# Shorter texts are not worth the search for an array.
-_LIFT_BYTES = 4096
+_LIFT_BYTES = 4096  # shorter texts are not worth the search for an array
 _NUMERALS = b"0123456789.eE+- \t\r\n"
-# What `json` accepts and the real server does not: lone surrogates, and decimals beyond the range of a
-# double.
-_SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|[eE]\+?0*[1-9][0-9]{2}|[0-9]{300}")
-_MARK = "\0"
-# Of the text after an array, up to the next string, no more than this is looked at.
-_TAIL_BYTES = 256
 _MAX_RANK = 32
-_STRING_BYTES = 256
+_MAX_STRINGS = 1000  # after so many, a big array is not worth looking for
+# In the place of lifted array number i stands this literal followed by i: json hands it to `parse_float`.
+# It is drawn by lot, so that no document holds it.
+_MARK = f"-0.{secrets.randbelow(10**16):016}e-"
 
 
-class Numbers(NamedTuple):
-    """A rectangular array of numbers: int64 if every literal is an integer, else float64; and its text."""
+def parse(body: bytes) -> Any:
+    """The document's value, with an ndarray (int64 or float64) for a big array of numbers.
 
-    array: np.ndarray
-    text: bytes
+    Bytes that are not UTF-8 come back as lone surrogates (`surrogateescape`). What is no JSON, or nested some
+    1,000 deep, is an INVALID_ARGUMENT.
+    """
+    rest, arrays = _lift(body.removeprefix(b"\xef\xbb\xbf"))
 
-    def to_list(self) -> list:
-        """The same as nested lists."""
-        return json.loads(self.text)
+    def number(literal: str) -> Any:
+        if arrays and literal.startswith(_MARK):
+            return arrays[int(literal.removeprefix(_MARK))]
+        value = float(literal)
+        if math.isinf(value):
+            raise ValueError(f"Number too big to be stored in double: {literal}")
+        return value
+
+    decoder = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=number)
+    try:
+        return decoder.raw_decode(rest.decode("utf-8", "surrogateescape").lstrip(" \t\r\n"))[0]
+    except (ValueError, RecursionError) as error:
+        raise invalid_argument(f"JSON Parse error: {error}") from None
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
-    if len(result) < len(pairs):
-        result = dict(reversed(pairs))
-    return result
+    return result if len(result) == len(pairs) else dict(reversed(pairs))
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins)
-
-
-def parse(body: bytes) -> Any:
-    """The document's value: dict, list, str, int, float, bool, None, or Numbers for a big array.
-
-    Bytes that are not UTF-8 come back as lone surrogates (`surrogateescape`), since the original passes them
-    through.
-
-    Raises:
-        json_conformant.ParseError: it is no JSON; the message is the one to send.
-    """
-    body = body.removeprefix(b"\xef\xbb\xbf")
-    rest, numbers = _lift(body)
-    if not _SUSPECT.search(rest):
-        try:
-            value, _ = _DECODER.raw_decode(rest.decode("utf-8", "surrogateescape").lstrip(" \t\r\n"))
-        except (ValueError, RecursionError):
-            pass
-        else:
-            if isinstance(value, dict | list):  # a bare number may have been taken for less than it is: `1.`
-                return _restore(value, numbers) if numbers else value
-    return json_conformant.parse(body)
-
-
-def _lift(body: bytes) -> tuple[bytes, list[Numbers]]:
-    """The document with its big numeric arrays replaced by marks, and those arrays.
-
-    A mark is a string that starts with the character 0, which no string of such a document can hold: raw it
-    is refused, and as an escape it needs a backslash.
-    """
+def _lift(body: bytes) -> tuple[bytes, list[np.ndarray]]:
+    """The document with a mark in the place of each big numeric array, and those arrays."""
+    arrays: list[np.ndarray] = []
     if len(body) < _LIFT_BYTES or b"\\" in body:
-        return body, []
-    numbers: list[Numbers] = []
-    pieces, done, start = [], 0, 0
-    for _ in range(
-        len(body) // _STRING_BYTES
-    ):  # where strings are many, big arrays are not worth looking for
-        stop = body.find(b'"', start)
-        stop = len(body) if stop < 0 else stop
-        found = _find_array(body, start, stop) if stop - start >= _LIFT_BYTES else None
-        if found:
-            first, array, last = found
-            pieces += [body[done:first], b'"\\u0000%d"' % len(numbers)]
-            numbers.append(array)
-            done = last
-        closing = body.find(b'"', stop + 1)  # to the end of the string that begins here
-        if closing < 0:
+        return body, arrays
+    pieces, done, position = [], 0, 0  # `position` is where the text between two strings begins
+    for _ in range(_MAX_STRINGS):
+        opening = body.find(b'"', position)
+        stop = opening if opening >= 0 else len(body)
+        if stop - position >= _LIFT_BYTES:
+            brace = body.find(b"}", position, stop)
+            start = body.find(b"[", position, stop)
+            end = body.rfind(b"]", position, brace if brace >= 0 else stop) + 1
+            array = _numbers(body, start, end) if 0 <= start < end else None
+            if array is not None:
+                pieces += [body[done:start], b"%b%d" % (_MARK.encode(), len(arrays))]
+                arrays.append(array)
+                done = end
+        position = body.find(b'"', stop + 1) + 1
+        if not position:
             break
-        start = closing + 1
-    return b"".join([*pieces, body[done:]]), numbers
+    return b"".join([*pieces, body[done:]]), arrays
 
 
-def _find_array(body: bytes, start: int, stop: int) -> tuple[int, Numbers, int] | None:
-    """The array of numbers in a part of the document that holds no string: its place and its values."""
-    start = body.find(b"[", start, stop)
-    opening = re.compile(rb"(?:\[[ \t\r\n]*)+").match(body, start) if start >= 0 else None
-    if opening is None:
-        return None
-    rank = opening.group().count(b"[")
-    tail = body[max(start, stop - _TAIL_BYTES) : stop]
-    end = stop - len(tail) + len(tail.rstrip(b"[]{},: \t\r\n"))
-    closing = re.compile(rb"(?:[ \t\r\n]*\]){%d}" % rank).match(body, end)
-    if closing is None:
-        return None
-    text = body[start : closing.end()]
-    shape = _shape(text.translate(None, _NUMERALS), rank)
+def _numbers(body: bytes, start: int, end: int) -> np.ndarray | None:
+    """A part of `body` as a rectangular array of numbers, None if it is anything else."""
+    if 2 * (end - start) > len(body):  # a copy is worth avoiding
+        before, after = (len(text.translate(None, _NUMERALS)) for text in (body[:start], body[end:]))
+        structure = body.translate(None, _NUMERALS)
+        structure = structure[before : len(structure) - after]
+    else:
+        structure = body[start:end].translate(None, _NUMERALS)
+    shape = _shape(structure)
     if shape is None:
         return None
+    decimal = any(body.find(sign, start, end) >= 0 for sign in (b".", b"e", b"E"))
+    kind, dtype = ("d", np.float64) if decimal else ("i", np.int64)
     try:
-        flat: Any = simdjson.Parser().parse(text)
-        if b"." in text or b"e" in text or b"E" in text:
-            array: np.ndarray = np.frombuffer(flat.as_buffer(of_type="d"), np.float64).reshape(shape)
-        else:
-            array = np.frombuffer(flat.as_buffer(of_type="i"), np.int64).reshape(shape)
+        flat: Any = simdjson.Parser().parse(memoryview(body)[start:end])
+        return np.frombuffer(flat.as_buffer(of_type=kind), dtype).reshape(shape)
     except (ValueError, TypeError, RuntimeError):
-        return None  # the conformant parser will say why
-    return start, Numbers(array, text), closing.end()
+        return None  # json will say why
 
 
-def _shape(structure: bytes, rank: int) -> list[int] | None:
-    """The shape of an array of which only brackets and commas are left, or None if it is ragged."""
-    if rank > _MAX_RANK:
-        return None
+def _shape(structure: bytes) -> list[int] | None:
+    """The shape of an array of which only brackets and commas are left, None if it is ragged."""
+    rank = len(structure) - len(structure.lstrip(b"["))
     shape: list[int] = []
-    block = b""
-    for level in range(1, rank + 1):
+    block = b""  # an array of the level below
+    for level in range(1, rank + 1 if rank <= _MAX_RANK else 0):
         end = structure.find(b"]" * level)
-        size = (end + level - 1 - (rank - level + 1) + 1) // (len(block) + 1)
+        inside = (
+            end + level - 1 - (rank - level + 1)
+        )  # the length of what is in the first array of this level
+        size = (inside + 1) // (len(block) + 1)
         if size < 1:
             return None
         block = b"[" + b",".join([block] * size) + b"]"
         shape.insert(0, size)
     return shape if block == structure else None
-
-
-def _restore(value: Any, numbers: list[Numbers]) -> Any:
-    """Put the arrays back in the place of their marks."""
-
-    def unmark(item: Any) -> Any:
-        return numbers[int(item[1:])] if isinstance(item, str) and item.startswith(_MARK) else item
-
-    value = unmark(value)
-    open_values = [value]
-    while open_values:
-        container = open_values.pop()
-        items = container.items() if isinstance(container, dict) else enumerate(container)
-        for key, item in list(items) if isinstance(container, dict | list) else ():
-            if isinstance(item, str):
-                container[key] = unmark(item)
-            elif isinstance(item, dict | list):
-                open_values.append(item)
-    return value

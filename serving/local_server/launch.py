@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from serving.errors import ServingError
 
@@ -27,15 +26,13 @@ class LocalServer:
         process: the server's process.
     """
 
-    def __init__(
-        self, arguments: list[str], port: int, rest_port: int, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, arguments: list[str], port: int, rest_port: int, environment: dict[str, str]) -> None:
         self.port = port
         self.rest_port = rest_port
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         command = [sys.executable, "-m", "serving.local_server", *arguments]
         self.process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            command, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **environment}
         )
 
     @property
@@ -64,22 +61,19 @@ class LocalServer:
 
     def stop(self, timeout: float = 30.0) -> int:
         """End the server: SIGTERM, and SIGKILL after `timeout` seconds. Returns the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        code = self.process.wait()
+        self.process.terminate()
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
         self._log.close()
         return code
 
     def __enter__(self) -> LocalServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -88,7 +82,7 @@ def launch(
     model_name: str = "default",
     *,
     timeout: float = 60.0,
-    environment: dict[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
     **flags: object,
 ) -> LocalServer:
     """Start a model server on free loopback ports and wait until its models are AVAILABLE.
@@ -107,22 +101,15 @@ def launch(
     Raises:
         ServingError: the server could not start; with what it wrote.
     """
-    with contextlib.ExitStack() as reserved:
-        flags.setdefault("port", _free_port(reserved))
-        flags.setdefault("rest_api_port", _free_port(reserved))
+    with socket.create_server(("localhost", 0)) as one, socket.create_server(("localhost", 0)) as other:
+        flags = {"port": one.getsockname()[1], "rest_api_port": other.getsockname()[1], **flags}
     if model_base_path:
-        flags["model_base_path"] = os.path.abspath(model_base_path)
-        flags["model_name"] = model_name
+        flags |= {"model_base_path": os.path.abspath(model_base_path), "model_name": model_name}
     arguments = [f"--{name}={value}" for name, value in flags.items()]
-    server = LocalServer(arguments, int(str(flags["port"])), int(str(flags["rest_api_port"])), environment)
+    ports = int(str(flags["port"])), int(str(flags["rest_api_port"]))
+    server = LocalServer(arguments, *ports, dict(environment or {}))
     server.wait(timeout)
     return server
-
-
-def _free_port(reserved: contextlib.ExitStack) -> int:
-    listener = reserved.enter_context(socket.socket())
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
 
 
 def _accepts(port: int) -> bool:

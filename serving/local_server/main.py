@@ -1,7 +1,5 @@
 """The model server's process: `python -m serving.local_server` and `keras-bn-model-server`."""
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -20,7 +18,3 @@ def main(arguments: list[str] | None = None) -> int:
     from serving.local_server.server import run
 
     return run(sys.argv[1:] if arguments is None else arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

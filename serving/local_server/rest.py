@@ -1,44 +1,38 @@
-"""The REST API: what a request target means, and what the answer to it is."""
+"""The REST API: what a request target means, and the document that answers it."""
 
-from __future__ import annotations
-
-import logging
 import re
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+import orjson
 from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serving.local_server import admin, grpc_services, inference, metrics, rest_predict
-from serving.local_server.json_conformant import ParseError
-from serving.local_server.json_writer import encode, error_body
-from serving.local_server.manager import Manager
-from serving.local_server.observe import Observer
-from serving.local_server.servable import Servable
-from serving.local_server.status import HTTP_STATUS, StatusError, from_exception, invalid_argument
+from serving.local_server import grpc_server, json_reader, metrics, rest_methods
+from serving.local_server.catalog import MonitoringConfig, read
+from serving.local_server.flags import Flags
+from serving.local_server.manager import AVAILABLE, Manager, State
+from serving.local_server.status import HTTP_STATUS, from_exception, invalid_argument, require
 
 _VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-_INFERENCE = re.compile(
-    rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<verb>classify|regress|predict)", re.IGNORECASE
-)
-_MODEL = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+){_VERSION}(?P<metadata>/metadata)?)?", re.IGNORECASE)
+_PATTERNS = {
+    "POST": rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<verb>classify|regress|predict)",
+    "GET": rf"/v1/models(?:/(?P<name>[^/:]+){_VERSION}(?P<metadata>/metadata)?)?",
+}
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, GET",
     "Access-Control-Allow-Headers": "Content-Type",
 }
 _JSON = "application/json"
-_KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
+_METRICS_PATH = "/monitoring/prometheus/metrics"
 _MAX_INFLATED = 100 << 20
-_log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """An HTTP request: `target` as received, header names in lower case."""
+    """An HTTP request: `target` is the path as received and the query, header names are in lower case."""
 
     method: str
     target: str
@@ -58,164 +52,116 @@ class Response(NamedTuple):
 
 def page(status: int, title: str) -> Response:
     """The page for what no handler ever sees, worded as the real server's HTTP library words it."""
-    body = (
-        f"<HTML><HEAD>\n<TITLE>{status} {title}</TITLE>\n</HEAD><BODY>\n<H1>{title}</H1>\n</BODY></HTML>\n"
-    ).encode()
-    return Response(status, "text/html", body, close=True)
+    head, body = f"<TITLE>{status} {title}</TITLE>", f"<H1>{title}</H1>"
+    text = f"<HTML><HEAD>\n{head}\n</HEAD><BODY>\n{body}\n</BODY></HTML>\n"
+    return Response(status, "text/html", text.encode(), close=True)
 
 
 class RestApi:
-    """Answers HTTP requests. Thread-safe.
+    """Answers HTTP requests. Thread-safe."""
 
-    Args:
-        manager: the models.
-        observe: told of every request under /v1/.
-        timeout_ms: limit of a request's computation; 0: none.
-        cors: whether every reply carries CORS headers.
-        max_body: largest body after unzipping, in bytes.
-        metrics_path: where the Prometheus metrics are; empty: nowhere.
-        admin: whether the endpoints of `admin` are served.
-    """
-
-    def __init__(
-        self,
-        manager: Manager[Servable],
-        observe: Observer,
-        timeout_ms: int = 30000,
-        cors: bool = False,
-        max_body: int = 2**31 - 1,
-        metrics_path: str = "",
-        admin: bool = False,
-    ) -> None:
+    def __init__(self, manager: Manager, flags: Flags) -> None:
         self._manager = manager
-        self._observe = observe
-        self._timeout_ms = max(timeout_ms, 0)
-        self._cors = _CORS if cors else {}
-        self._max_inflated = min(max_body, _MAX_INFLATED)
-        self._metrics_path = metrics_path
-        self._admin = admin
+        self._flags = flags
+        self._metrics_path = ""
+        if flags.monitoring_config_file:
+            prometheus = read(flags.monitoring_config_file, MonitoringConfig()).prometheus_config
+            self._metrics_path = (prometheus.path or _METRICS_PATH) if prometheus.enable else ""
 
     def __call__(self, request: Request) -> Response:
         """The response to any request."""
-        if request.method not in _KNOWN_METHODS:
-            return page(501, "Not Implemented")
         if re.search(r"%(?![0-9A-Fa-f]{2})|[^\x21-\x7e]", request.target):
             return page(400, "Bad Request")
         if re.match(r"/v1/", request.target, re.IGNORECASE):
             return self._answer(request)
-        return self._beside_the_api(request) or page(404, "Not Found")
-
-    def _beside_the_api(self, request: Request) -> Response | None:
         path, query, _ = request.target.partition("?")
+        if path == self._metrics_path and query:
+            text = f"Unexpected path: {request.target}. Should be {path}"
+            return Response(400, "text/plain", text.encode())
         if path == self._metrics_path:
-            if query:
-                text = f"Unexpected path: {request.target}. Should be {path}"
-                return Response(400, "text/plain", text.encode())
             return Response(200, "text/plain", metrics.exposition().encode())
-        found = admin.answer(path, self._manager) if self._admin and request.method == "GET" else None
-        return Response(found[0], _JSON, found[1]) if found else None
+        if self._flags.enable_admin_endpoints and path in ("/healthz", "/readyz", "/models"):
+            return self._admin(path)
+        return page(404, "Not Found")
 
     def _answer(self, request: Request) -> Response:
-        started, name, api = time.perf_counter(), "", ""
-        if request.method == "OPTIONS":
-            allowed = re.search("https?://", request.headers.get("origin", ""))
-            code = "OK" if allowed else "INVALID_ARGUMENT"
-            response = Response(HTTP_STATUS[code], "text/html; charset=ISO-8859-1")
-        else:
-            match = _match(request)
-            if match:
-                name, api = _decoded(match["name"]) or "", match.groupdict().get("verb") or ""
-            try:
-                code, body = "OK", self._handle(request, match)
-            except Exception as failure:
-                error = from_exception(failure)
-                if error is not failure:
-                    _log.exception("%s %s failed", request.method, request.target)
-                code, body = error.code, error_body(error.message) if error.message else b""
-            response = Response(HTTP_STATUS[code], _JSON, body)
-        self._observe("REST", api, name, code, started)
-        return response._replace(headers=self._cors)
-
-    def _handle(self, request: Request, match: re.Match[str] | None) -> bytes:
-        if match is None:
-            raise _malformed(request)
-        name, number, label = _address(match)
-        if request.method == "POST":
-            answer = _VERBS.get(match["verb"])
-            if answer is None:  # the pattern ignores case, the verb does not
-                raise _malformed(request)
-            return self._infer(answer, (name, number, label), _body(request, self._max_inflated))
-        if not name:
-            raise invalid_argument("Missing model name in request.")
-        if match["metadata"] == "/metadata":
-            return self._metadata(name, number, label)
-        return _proto_json(grpc_services.status_response(self._manager, name, number)) + b"\n"
-
-    def _infer(self, answer: _Answer, address: _Address, body: bytes) -> bytes:
+        started, name, verb, code, body = time.perf_counter(), "", "", "OK", b""
         try:
-            document, signature_name = rest_predict.read(body)
-        except ParseError as error:
-            raise invalid_argument(str(error)) from None
-        with self._manager.use(*address) as (_, model):
-            return encode(answer(model, signature_name, document, self._timeout_ms))
+            if request.method == "OPTIONS":
+                require(re.search("https?://", request.headers.get("origin", "")), "No origin")
+            else:
+                match = re.fullmatch(_PATTERNS.get(request.method, "(?!)"), request.target, re.IGNORECASE)
+                if match:
+                    name, verb = _decoded(match["name"]) or "", match.groupdict().get("verb", "")
+                body = _encoded(self._handle(request, match, name, verb))
+        except Exception as failure:
+            error = from_exception(failure)
+            code = error.code
+            if request.method != "OPTIONS":
+                body = _encoded({"error": error.message.encode("utf-8", "replace").decode()})
+        metrics.record("REST", verb, name, code, started, self._flags.log_requests)
+        headers = _CORS if self._flags.rest_api_enable_cors_support else {}
+        kind = "text/html" if request.method == "OPTIONS" else _JSON
+        return Response(HTTP_STATUS[code], kind, body, headers)
 
-    def _metadata(self, name: str, number: int | None, label: str | None) -> bytes:
+    def _handle(self, request: Request, match: re.Match[str] | None, name: str, verb: str) -> Any:
+        # The pattern ignores case, the verb does not.
+        if match is None or verb not in ("", *rest_methods.VERBS):
+            raise invalid_argument(f"Malformed request: {request.method} {request.target}")
+        number = None if match["version"] is None else int(match["version"][-20:])
+        require(number is None or number < 2**63, f"Failed to convert version: {number} to numeric.")
+        label = _decoded(match["label"])
+        if verb:
+            body = _body(request, self._flags.rest_api_max_body_bytes)
+            require(body, "JSON Parse error: The document is empty")
+            document, signature_name = rest_methods.check(json_reader.parse(body))
+            with self._manager.use(name, number, label) as (_, model):
+                timeout_ms = max(self._flags.rest_api_timeout_in_ms, 0)
+                return rest_methods.VERBS[verb](model, signature_name, document, timeout_ms)
+        require(name, "Missing model name in request.")
+        if match["metadata"] != "/metadata":
+            return _plain(grpc_server.status_response(self._manager, name, number))
         with self._manager.use(name, number, label) as (number, model):
-            signatures = grpc_services.signature_map(model)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        grpc_services.fill_spec(response.model_spec, name, number)
-        spec = _proto_json(response.model_spec)
-        return b'{\n"model_spec":%s\n,\n"metadata": {"signature_def": %s\n}\n}\n' % (
-            spec,
-            _proto_json(signatures),
-        )
+            signatures = _plain(grpc_server.signature_map(model))
+        spec = _plain(grpc_server.spec_of(name, number))
+        return {"model_spec": spec, "metadata": {"signature_def": signatures}}
+
+    def _admin(self, path: str) -> Response:
+        """What TF Serving's users miss: `/healthz` answers while the process lives, `/readyz` is 503 until
+        every model has an available version, `/models` lists models, states and labels."""
+        models = self._manager.models()
+        ready = all(any(one.state == AVAILABLE for one in versions) for versions, _ in models.values())
+        status = 503 if path == "/readyz" and not ready else 200
+        document: Any = {"status": {"/healthz": "alive"}.get(path, "ready" if ready else "not ready")}
+        if path == "/models":
+            document = {"models": []}
+            for name, (versions, labels) in models.items():
+                listed = [{"version": one.number, "state": State.Name(one.state)} for one in versions]
+                document["models"].append({"name": name, "versions": listed, "labels": labels})
+        return Response(status, _JSON, _encoded(document))
 
 
-def _match(request: Request) -> re.Match[str] | None:
-    patterns = {"POST": _INFERENCE, "GET": _MODEL}
-    pattern = patterns.get(request.method)
-    return pattern.fullmatch(request.target) if pattern else None
-
-
-def _malformed(request: Request) -> StatusError:
-    return invalid_argument(f"Malformed request: {request.method} {request.target}")
-
-
-_Address = tuple[str, int | None, str | None]
-_Answer = Callable[[Any, str, Any, int], str]
-_VERBS: dict[str, _Answer] = {
-    "predict": rest_predict.predict,
-    "classify": lambda *arguments: rest_predict.examples_method(inference.CLASSIFY, *arguments),
-    "regress": lambda *arguments: rest_predict.examples_method(inference.REGRESS, *arguments),
-}
+def _encoded(document: Any) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _decoded(text: str | None) -> str | None:
     return None if text is None else unquote_to_bytes(text).decode("utf-8", "surrogateescape")
 
 
-def _address(match: re.Match[str]) -> _Address:
-    """The model's name (empty if there is none) and the version or label in a target."""
-    name, version, label = map(_decoded, match.group("name", "version", "label"))
-    if version is not None and int(version[-20:]) >= 2**63:
-        raise invalid_argument("")  # an empty body: the original gives up before it has made an error
-    return name or "", None if version is None else int(version), label
-
-
-def _proto_json(message: Any) -> bytes:
-    return json_format.MessageToJson(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=1
-    ).encode()
+def _plain(message: Any) -> dict[str, Any]:
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _body(request: Request, limit: int) -> bytes:
-    """The body, inflated if it is gzip; what is not exactly one whole gzip member within the limit counts as
-    empty."""
+    """The body; inflated if it is gzip, where all but exactly one whole member within the limit is empty."""
     if "gzip" not in request.headers.get("content-encoding", ""):
         return request.body
     inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
-        body = inflater.decompress(request.body, limit)
+        body = inflater.decompress(request.body, min(limit, _MAX_INFLATED))
     except zlib.error:
         return b""
     return body if inflater.eof and not inflater.unused_data else b""

@@ -1,84 +1,86 @@
-"""A version of a model as the manager keeps it: loaded, warmed up, and run directly or in batches."""
-
-from __future__ import annotations
+"""Making a version's folder a model that can be asked: loaded, run directly or in batches, and warmed up."""
 
 import contextlib
-import dataclasses
 import os
 import time
+from typing import Any
 
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.local_server import batching, config, metrics, warmup
-from serving.local_server.config_messages import BatchingParameters
+from serving.local_server import batching, inference, metrics
 from serving.local_server.executor import Executor
 from serving.local_server.flags import Flags
-from serving.local_server.manager import Version
-from serving.local_server.status import from_exception
+from serving.local_server.inference import Model
+from serving.local_server.status import StatusError, from_exception, require
+
+_MAX_WARMUP_RECORDS = 1000
+_WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
 
-class Servable:
-    """A loaded model. Thread-safe."""
+def load(
+    name: str,
+    path: str,
+    flags: Flags,
+    session_config: Any = None,
+    parameters: batching.Parameters | None = None,
+) -> Model:
+    """The version in the folder `path`, run in batches if there are `parameters`, and warmed up."""
+    started, status = time.perf_counter(), "success"
+    try:
+        executor = Executor(path, flags.saved_model_tags.split(","), session_config)
+    except Exception as error:
+        status = from_exception(error).code
+        raise
+    finally:
+        metrics.LOADS.add(path, status)
+        metrics.LOAD_LATENCY.add(path, by=int((time.perf_counter() - started) * 1e6))
+    with contextlib.ExitStack() as parts:
+        parts.callback(executor.close)
+        model = Model(name, executor.signatures, executor.run, flags.enable_signature_method_name_check)
+        if parameters:
+            batcher = batching.Batcher(executor.run, parameters)
+            parts.callback(batcher.close)
+            model.run = batcher.run
+        if flags.enable_model_warmup:
+            warm_up(model, path, flags.num_request_iterations_for_warmup)
+        model.close = parts.pop_all().close
+    return model
 
-    def __init__(self, name: str, executor: Executor, check_methods: bool) -> None:
-        self.name = name
-        self.check_methods = check_methods
-        self.signatures = executor.signatures
-        self.run = executor.run
-        self._parts: list[Executor | batching.Batcher] = [executor]
 
-    def batch(self, parameters: batching.Parameters) -> None:
-        """Run in batches from now on."""
-        batcher = batching.Batcher(self.run, parameters)
-        self._parts.append(batcher)
-        self.run = batcher.run
+def warm_up(model: Model, path: str, iterations: int = 1) -> None:
+    """Replay the requests stored in a version's folder on its model, each `iterations` times.
 
-    def close(self) -> None:
-        """Give the model's memory and threads back."""
-        while self._parts:
-            self._parts.pop().close()
+    The model and version that the requests name do not count; their signature does. One that fails, and a
+    file that is no TFRecord file of at most 1000 PredictionLogs, is an error.
+    """
+    file = os.path.join(path, _WARMUP_FILE)
+    if not os.path.isfile(file):
+        return
+    started, status = time.perf_counter(), "OK"
+    try:
+        for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(file)):
+            what = f"Number of warmup records exceeds the maximum ({_MAX_WARMUP_RECORDS}) at {file}"
+            require(number < _MAX_WARMUP_RECORDS, what)
+            for _ in range(max(iterations, 1)):
+                _replay(model, prediction_log_pb2.PredictionLog.FromString(record))
+            metrics.WARMUP_RECORDS.add(path, "OK")
+    except Exception as error:
+        status = from_exception(error).code
+        raise
+    finally:
+        metrics.WARMUP_LATENCY.observe((time.perf_counter() - started) * 1e6, path, status)
 
 
-@dataclasses.dataclass
-class Loader:
-    """Makes a Servable of a version's folder, as the flags say."""
-
-    flags: Flags
-    session_config: tf.compat.v1.ConfigProto
-    parameters: batching.Parameters | None
-
-    def __call__(self, name: str, version: Version[Servable]) -> Servable:
-        """Load a version and warm it up.
-
-        Raises:
-            StatusError: the folder holds nothing that can be served.
-        """
-        started, status = time.perf_counter(), "success"
-        try:
-            executor = Executor(version.path, self.flags.saved_model_tags.split(","), self.session_config)
-        except Exception as error:
-            status = from_exception(error).code
-            raise
-        finally:
-            metrics.LOADS.add(version.path, status)
-            metrics.LOAD_LATENCY.add(version.path, by=int((time.perf_counter() - started) * 1e6))
-        with contextlib.ExitStack() as on_failure:
-            servable = Servable(name, executor, self.flags.enable_signature_method_name_check)
-            on_failure.callback(servable.close)
-            parameters = self._batching(version.path)
-            if parameters is not None:
-                servable.batch(parameters)
-            if self.flags.enable_model_warmup:
-                warmup.run(servable, version.path, self.flags.num_request_iterations_for_warmup)
-            on_failure.pop_all()
-        return servable
-
-    def _batching(self, path: str) -> batching.Parameters | None:
-        """The batching parameters for a version, None if it is not to be batched."""
-        if self.parameters is None or not self.flags.enable_per_model_batching_parameters:
-            return self.parameters
-        file = os.path.join(path, "batching_params.pbtxt")
-        if not os.path.isfile(file):
-            return None
-        own = batching.Parameters.of(config.read(file, BatchingParameters()))
-        return dataclasses.replace(own, num_batch_threads=self.parameters.num_batch_threads)
+def _replay(model: Model, log: prediction_log_pb2.PredictionLog) -> None:
+    kind = log.WhichOneof("log_type")
+    request: Any = getattr(log, kind).request if kind else None
+    if kind == "predict_log":
+        inference.predict_request(model, request)
+    elif kind in ("classify_log", "regress_log"):
+        method = inference.CLASSIFY if kind == "classify_log" else inference.REGRESS
+        inference.one_task(model, method, request.model_spec.signature_name, request.input)
+    elif kind == "multi_inference_log":
+        inference.multi_inference(model, request)
+    elif kind:
+        raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")

@@ -1,28 +1,19 @@
 """Canonical status codes, and the one error type the server's parts raise."""
 
-from __future__ import annotations
+import logging
 
-# The HTTP status of each code, in the order of the codes' numbers, shared by abseil, gRPC and TensorFlow.
-HTTP_STATUS = {
-    "OK": 200,
-    "CANCELLED": 499,
-    "UNKNOWN": 500,
-    "INVALID_ARGUMENT": 400,
-    "DEADLINE_EXCEEDED": 504,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "PERMISSION_DENIED": 403,
-    "RESOURCE_EXHAUSTED": 429,
-    "FAILED_PRECONDITION": 400,
-    "ABORTED": 409,
-    "OUT_OF_RANGE": 400,
-    "UNIMPLEMENTED": 501,
-    "INTERNAL": 500,
-    "UNAVAILABLE": 503,
-    "DATA_LOSS": 500,
-    "UNAUTHENTICATED": 401,
-}
-CODES = list(HTTP_STATUS)
+import grpc
+from google.protobuf.message import DecodeError
+
+# The codes' names in the order of their numbers, which gRPC and TensorFlow share.
+CODES = [code.name for code in sorted(grpc.StatusCode, key=lambda code: code.value[0])]
+_HTTP = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
+HTTP_STATUS = dict(zip(CODES, _HTTP, strict=True))
+# What is raised where a request holds what cannot be: text that is no UTF-8, an integer beyond a double.
+_REQUESTS_FAULT = (RecursionError, UnicodeError, OverflowError, DecodeError)
+
+
+_log = logging.getLogger(__name__)
 
 
 class StatusError(Exception):
@@ -42,16 +33,20 @@ def invalid_argument(message: str) -> StatusError:
     return StatusError("INVALID_ARGUMENT", message)
 
 
-def not_found(message: str) -> StatusError:
-    """The error of a request that names something the server does not have."""
-    return StatusError("NOT_FOUND", message)
+def require(good: object, message: str) -> None:
+    """Raise INVALID_ARGUMENT with `message` unless `good`."""
+    if not good:
+        raise invalid_argument(message)
 
 
 def from_exception(error: BaseException) -> StatusError:
-    """`error` as a StatusError: TensorFlow's errors keep their code, all others become INTERNAL."""
+    """`error` as a StatusError: TensorFlow's keep their code, the unforeseen becomes INTERNAL."""
     if isinstance(error, StatusError):
         return error
     code = getattr(error, "error_code", None)  # tf.errors.OpError, named without importing TensorFlow
     if isinstance(code, int):
         return StatusError(CODES[code], error.message)  # type: ignore[attr-defined]
+    if isinstance(error, _REQUESTS_FAULT):
+        return invalid_argument(f"{type(error).__name__}: {error}")
+    _log.error("An error that nobody foresaw", exc_info=error)
     return StatusError("INTERNAL", f"{type(error).__name__}: {error}")

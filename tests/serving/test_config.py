@@ -14,7 +14,7 @@ import serving
 from serving.client import Client
 from serving.errors import InvalidArgumentError
 from serving.local_server import launch
-from serving.local_server.config_messages import BatchingParameters, MonitoringConfig
+from serving.local_server.catalog import BatchingParameters, MonitoringConfig
 
 CONFIG = pathlib.Path(serving.__file__).parent / "config"
 MESSAGES = {

@@ -20,7 +20,7 @@ from tensorflow_serving.config import model_server_config_pb2
 import serving
 from serving.client import Client
 from serving.local_server import launch
-from serving.local_server.config_messages import MonitoringConfig
+from serving.local_server.catalog import MonitoringConfig
 from serving.local_server.flags import Flags
 
 SERVING = pathlib.Path(serving.__file__).parent

@@ -215,9 +215,7 @@ def _watch(stage: Stage, vector: dict[str, Any]) -> int | None:
     """The exit code of a server that should end, or None for one that is well after the time it was
     watched."""
     server = stage.server
-    if "alive_s" not in vector:
-        return server.wait_for_exit(_START_SECONDS)
-    deadline = time.monotonic() + vector["alive_s"]
+    deadline = time.monotonic() + vector.get("alive_s", _START_SECONDS)
     # A server that has opened its ports has said what it says at the start; only one that waits is watched to
     # the end.
     while time.monotonic() < deadline and server.exit_code() is None:

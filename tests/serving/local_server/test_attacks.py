@@ -163,7 +163,7 @@ _DEEP = 500_000
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b'{"unknown": %s, "instances": [1.0]}' % (b"[" * _DEEP + b"]" * _DEEP), 200),
+        (b'{"unknown": %s, "instances": [1.0]}' % (b"[" * _DEEP + b"]" * _DEEP), 400),
         (b"[" * _DEEP + b"]" * _DEEP, 400),
         (b"[" * _DEEP, 400),
         (b'{"instances": %s1%s}' % (b"[" * _DEEP, b"]" * _DEEP), 400),

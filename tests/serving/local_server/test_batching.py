@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import text_format
 
 from serving.local_server.batching import Batcher, Parameters
-from serving.local_server.config_messages import BatchingParameters
+from serving.local_server.catalog import BatchingParameters
 from serving.local_server.status import StatusError
 
 
@@ -101,10 +101,23 @@ def test_other_dimensions_are_padded_with_the_first_element(
     np.testing.assert_array_equal(results[1], [[14, 14, 14, 14]])
 
 
-def test_an_error_reaches_every_task_of_its_batch(model: _Model, batcher: Callable[..., Batcher]) -> None:
-    results = _ask(batcher(), np.array([-1.0]), np.array([-2.0]))
-    assert [str(result) for result in results] == ["OUT_OF_RANGE: negative"] * 2
-    np.testing.assert_array_equal(_ask(batcher(), np.array([4.0]))[0], [8])
+@pytest.mark.parametrize(
+    "bad", [np.array([-1.0]), np.zeros((1, 2, 3)), np.float32([1])], ids=["values", "rank", "type"]
+)
+def test_a_bad_request_fails_alone(bad: np.ndarray) -> None:
+    def picky(
+        feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        x = feeds["x:0"]
+        if x.ndim != 1 or x.dtype != np.float64 or np.any(x < 0):
+            raise StatusError("INVALID_ARGUMENT", "not this")
+        return [2 * x]
+
+    batcher = Batcher(picky, Parameters(batch_timeout_micros=100_000, max_batch_size=3))
+    for results in (_ask(batcher, bad, np.array([4.0]), np.array([5.0])) for _ in range(3)):
+        assert str(results[0]) == "INVALID_ARGUMENT: not this"
+        assert [list(result) for result in results[1:]] == [[8], [10]]
+    batcher.close()
 
 
 def test_a_full_queue_refuses(model: _Model, batcher: Callable[..., Batcher]) -> None:
@@ -166,6 +179,6 @@ def test_parameters_without_sense_are_refused(text: str) -> None:
         Parameters.of(text_format.Parse(text, BatchingParameters()))
 
 
-def test_the_last_allowed_size_is_the_largest_batch(batcher: Callable[..., Batcher]) -> None:
+def test_the_last_allowed_size_is_the_largest_batch() -> None:
     with pytest.raises(StatusError, match="Last entry in allowed_batch_sizes must match max_batch_size"):
-        batcher(allowed_batch_sizes=(2, 4))
+        Parameters(max_batch_size=8, allowed_batch_sizes=(2, 4))

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serving.local_server import json_conformant, json_reader
-from serving.local_server.json_conformant import ParseError
-from serving.local_server.json_reader import Numbers
+from serving.local_server import json_reader
+from serving.local_server.status import StatusError
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
@@ -25,23 +24,18 @@ _VALUES = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(value=_VALUES, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_both_parsers_agree_with_json(value: Any, ascii_only: bool, indent: int | None) -> None:
+def test_it_agrees_with_json(value: Any, ascii_only: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
-    for parse in (json_reader.parse, json_conformant.parse):
-        assert parse(text) == value
+    assert json_reader.parse(text) == value
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | st.text('[]{},:"\\01e.-aNnulItrf ', max_size=60).map(str.encode))
 def test_any_bytes_give_a_value_or_a_parse_error(body: bytes) -> None:
     try:
-        quick = json_reader.parse(body)
-    except ParseError as error:
-        assert str(error).startswith("JSON Parse error: ")
-        with pytest.raises(ParseError):
-            json_conformant.parse(body.removeprefix(b"\xef\xbb\xbf"))
-    else:
-        assert repr(quick) == repr(json_conformant.parse(body.removeprefix(b"\xef\xbb\xbf")))
+        json_reader.parse(body)
+    except StatusError as error:
+        assert str(error).startswith("INVALID_ARGUMENT: JSON Parse error: ")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +44,7 @@ def test_any_bytes_give_a_value_or_a_parse_error(body: bytes) -> None:
         (b'{"a": 1, "a": 2}', {"a": 1}),
         (b'{"a": 1} garbage', {"a": 1}),
         (b"\xef\xbb\xbf[1]", [1]),
-        (b"[Inf, -Inf, Infinity, -Infinity]", [math.inf, -math.inf, math.inf, -math.inf]),
+        (b"[Infinity, -Infinity]", [math.inf, -math.inf]),
         (b'["\xff"]', ["\udcff"]),
         (b'["\\ud83d\\ude00"]', ["\U0001f600"]),
         (b"[1e308, 1E-400]", [1e308, 0.0]),
@@ -60,8 +54,8 @@ def test_what_the_real_server_accepts(text: bytes, value: Any) -> None:
     assert json_reader.parse(text) == value
 
 
-def test_nan_in_all_spellings() -> None:
-    assert all(map(math.isnan, json_reader.parse(b"[NaN, -NaN]")))
+def test_nan() -> None:
+    assert math.isnan(json_reader.parse(b"[NaN]")[0])
 
 
 @pytest.mark.parametrize(
@@ -76,8 +70,6 @@ def test_nan_in_all_spellings() -> None:
         b"[1e999]",
         b"[Nan]",
         b"[+1]",
-        b'["\\ud800"]',
-        b'["\\udc00"]',
         b"[1.]",
         b"[1e]",
         b"[.5]",
@@ -90,16 +82,14 @@ def test_nan_in_all_spellings() -> None:
     ],
 )
 def test_what_the_real_server_refuses(text: bytes) -> None:
-    with pytest.raises(ParseError):
+    with pytest.raises(StatusError, match="INVALID_ARGUMENT: JSON Parse error"):
         json_reader.parse(text)
 
 
-def test_depth_has_no_limit() -> None:
-    depth = 100_000
-    value = json_reader.parse(b"[" * depth + b"]" * depth)
-    for _ in range(depth - 1):
-        (value,) = value
-    assert value == []
+def test_what_is_nested_too_deep_is_refused_at_once() -> None:
+    for one in (b"[", b'{"a":'):
+        with pytest.raises(StatusError, match="INVALID_ARGUMENT: JSON Parse error"):
+            json_reader.parse(one * 500_000)
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,10 +109,9 @@ def test_a_big_array_is_lifted_whole(array: np.ndarray, indent: int | None) -> N
     document = {"signature_name": "s", "inputs": {"image": array.tolist(), "k": [1]}}
     parsed = json_reader.parse(json.dumps(document, indent=indent).encode())
     numbers = parsed["inputs"].pop("image")
-    assert isinstance(numbers, Numbers)
-    assert numbers.array.dtype == array.dtype
-    np.testing.assert_array_equal(numbers.array, array)
-    assert numbers.to_list() == array.tolist()
+    assert isinstance(numbers, np.ndarray)
+    assert numbers.dtype == array.dtype
+    np.testing.assert_array_equal(numbers, array)
     assert parsed == {"signature_name": "s", "inputs": {"k": [1]}}
 
 
@@ -137,29 +126,31 @@ def test_arrays_are_lifted_wherever_they_stand() -> None:
         ),
     ):
         for numbers in where(json_reader.parse(json.dumps(document).encode())):
-            assert isinstance(numbers, Numbers)
-            np.testing.assert_array_equal(numbers.array.reshape(-1, 100)[:30], image)
+            assert isinstance(numbers, np.ndarray)
+            np.testing.assert_array_equal(numbers.reshape(-1, 100)[:30], image)
+
+
+def _but(old: bytes, new: bytes) -> bytes:
+    return json.dumps({"inputs": np.arange(3000).reshape(30, 100).tolist()}).encode().replace(old, new, 1)
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "text",
     [
-        lambda text: text.replace(b"2999]", b"2999, 3]"),  # ragged
-        lambda text: text.replace(b"5,", b"5,,", 1),
-        lambda text: text.replace(b"5,", b"NaN,", 1),
-        lambda text: text.replace(b"5,", b"1e999,", 1),
-        lambda text: text.replace(b"5,", b"05,", 1),
-        lambda text: text.replace(b"5,", b"[5],", 1),
-        lambda text: text.replace(b"5,", b"99999999999999999999999,", 1),
+        _but(b"2999]", b"2999, 3]"),
+        _but(b"5,", b"NaN,"),
+        _but(b"5,", b"[5],"),
+        _but(b"5,", b"99999999999999999999999,"),
     ],
+    ids=["ragged", "nan", "nested", "big"],
 )
-def test_what_is_no_rectangle_of_plain_numbers_is_left_to_the_parser(bad: Any) -> None:
-    text = bad(json.dumps({"inputs": np.arange(3000).reshape(30, 100).tolist()}).encode())
-    try:
-        value = json_reader.parse(text)
-    except ParseError:
-        with pytest.raises(ParseError):
-            json_conformant.parse(text)
-    else:
-        assert not isinstance(value["inputs"], Numbers)
-        assert repr(value) == repr(json_conformant.parse(text))
+def test_what_is_no_rectangle_of_plain_numbers_is_left_to_json(text: bytes) -> None:
+    value = json_reader.parse(text)
+    assert not isinstance(value["inputs"], np.ndarray)
+    assert repr(value) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("new", [b"5,,", b"1e999,", b"05,"])
+def test_big_arrays_that_are_no_json_are_refused(new: bytes) -> None:
+    with pytest.raises(StatusError, match="INVALID_ARGUMENT: JSON Parse error"):
+        json_reader.parse(_but(b"5,", new))

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from serving.local_server.manager import AVAILABLE, END, LOADING, START, UNLOADING, Manager, Version
+from serving.local_server.flags import Flags
+from serving.local_server.manager import AVAILABLE, END, LOADING, START, UNLOADING, Manager
 from serving.local_server.status import StatusError
 
 
 class _Fake:
-    def __init__(self, version: Version) -> None:
-        self.path = version.path
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.closed = False
 
     def close(self) -> None:
@@ -29,13 +30,13 @@ class _Disk:
         self.held: dict[str, threading.Event] = {}
         self.tries: list[str] = []
 
-    def __call__(self, name: str, version: Version) -> _Fake:
-        self.tries.append(version.path)
-        if version.path in self.held:
-            self.held[version.path].wait(10)
-        if version.path in self.bad:
-            raise StatusError("DATA_LOSS", f"bad {version.path}")
-        return _Fake(version)
+    def __call__(self, name: str, path: str) -> _Fake:
+        self.tries.append(path)
+        if path in self.held:
+            self.held[path].wait(10)
+        if path in self.bad:
+            raise StatusError("DATA_LOSS", f"bad {path}")
+        return _Fake(path)
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def disk() -> _Disk:
 
 
 @pytest.fixture
-def manager(disk: _Disk) -> Iterator[Manager[_Fake]]:
-    manager = Manager(disk, max_retries=0)
+def manager(disk: _Disk) -> Iterator[Manager]:
+    manager = Manager(disk, Flags(max_num_load_retries=0))
     yield manager
     for event in disk.held.values():
         event.set()
@@ -149,7 +150,7 @@ def test_a_version_wanted_again_while_it_is_unloaded_comes_back(manager: Manager
 
 def test_loads_are_retried(disk: _Disk) -> None:
     disk.bad = {"a"}
-    manager = Manager(disk, max_retries=3, retry_seconds=0.01)
+    manager = Manager(disk, Flags(max_num_load_retries=3, load_retry_interval_micros=10_000))
     manager.want({"m": {1: "a"}})
     assert len(manager.wait(["m"])) == 1
     assert disk.tries == ["a"] * 4
@@ -158,7 +159,7 @@ def test_loads_are_retried(disk: _Disk) -> None:
 
 def test_retries_end_when_the_version_is_no_longer_wanted(disk: _Disk) -> None:
     disk.bad = {"a"}
-    manager = Manager(disk, max_retries=1000, retry_seconds=0.01)
+    manager = Manager(disk, Flags(max_num_load_retries=1000, load_retry_interval_micros=10_000))
     manager.want({"m": {1: "a"}})
     _until(lambda: len(disk.tries) > 2)
     manager.want({"m": {}})
@@ -178,7 +179,7 @@ def test_labels(manager: Manager) -> None:
         assert number == 1
     with pytest.raises(StatusError):
         manager.label({"m": {"stable": 2, "new": 9}})
-    assert manager.labels("m") == {"stable": 1}, "a refused configuration changes nothing"
+    assert manager.models()["m"][1] == {"stable": 1}, "a refused configuration changes nothing"
     manager.label({"m": {}})
     with pytest.raises(StatusError, match="INVALID_ARGUMENT: Unrecognized servable version label: stable"):
         manager.use("m", label="stable").__enter__()

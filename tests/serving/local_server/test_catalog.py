@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.local_server import storage
+from serving.local_server import catalog
 
 
 def _versions(base_path: Path, policy: str = "", children: tuple[str, ...] = ()) -> dict[int, str]:
@@ -14,7 +14,7 @@ def _versions(base_path: Path, policy: str = "", children: tuple[str, ...] = ())
         (base_path / child).mkdir()
     config = model_server_config_pb2.ModelConfig(name="m", base_path=str(base_path))
     text_format.Parse(policy, config.model_version_policy)
-    return {number: Path(path).name for number, path in storage.versions(config).items()}
+    return {number: Path(path).name for number, path in catalog.versions(config).items()}
 
 
 def test_only_whole_integers_are_versions(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_policies(tmp_path: Path, policy: str, chosen: set[int]) -> None:
 
 def test_one_of_two_names_of_a_number_wins(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert set(_versions(tmp_path, "", ("1", "001"))) == {1}
-    assert "Duplicate version directories detected. Version 1 will be loaded from" in caplog.text
+    assert "Duplicate version directories" in caplog.text
 
 
 def test_nothing_to_serve_is_logged_and_a_missing_path_raises(
