@@ -182,7 +182,8 @@ def _check(model: keras.Model, inputs: Any, index: int) -> None:
     if not getattr(model, "inputs", None):  # subclassed, or not built yet: any shape may fit
         pairs = [(f"input {i}", None, leaf) for i, leaf in enumerate(leaves)]
     elif isinstance(inputs, dict):
-        names = [tensor.name for tensor in model.inputs]
+        tensors = _named_inputs(model)
+        names = list(tensors)
         if missing := [name for name in names if name not in inputs]:
             raise KerasBNError(f"Batch {index} of the data has no {missing}; the model's inputs are {names}.")
         if unknown := [name for name in inputs if name not in names]:
@@ -190,7 +191,7 @@ def _check(model: keras.Model, inputs: Any, index: int) -> None:
                 f"Batch {index} of the data has {unknown}, which the model does not take; its inputs are "
                 f"{names}; leave out the rest."
             )
-        pairs = [(tensor.name, tensor, inputs[tensor.name]) for tensor in model.inputs]
+        pairs = [(name, tensor, inputs[name]) for name, tensor in tensors.items()]
     else:
         if len(leaves) != len(model.inputs):
             raise KerasBNError(
@@ -220,6 +221,12 @@ def _check(model: keras.Model, inputs: Any, index: int) -> None:
             raise KerasBNError(
                 f"Batch {index} of the data holds NaN or infinity in {name!r}; clean the data first."
             )
+
+
+def _named_inputs(model: keras.Model) -> dict[str, Any]:
+    """The model's inputs by the keys it takes them under, which need not be their names."""
+    structure = getattr(model, "_inputs_struct", None)
+    return structure if isinstance(structure, dict) else {tensor.name: tensor for tensor in model.inputs}
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

@@ -130,6 +130,11 @@ def _transfer_variables(layer: keras.Layer, copy: keras.Layer) -> None:
         )
     for source, target in zip(old, new, strict=True):
         target.assign(source)
+    for original, part in _sublayers(layer, copy):
+        if type(part).load_own_variables is not keras.Layer.load_own_variables:
+            store: dict[str, Any] = {}  # it derives more from its variables, as Normalization does
+            original.save_own_variables(store)
+            part.load_own_variables(store)
 
 
 def _sublayers(layer: keras.Layer, copy: keras.Layer) -> list[tuple[keras.Layer, keras.Layer]]:

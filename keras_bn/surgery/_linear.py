@@ -27,10 +27,16 @@ def is_linear(layer: Any) -> bool:
     # The very classes: a subclass may do anything. Quantized layers and those with LoRA have more weights.
     if type(layer) not in _KINDS:
         return False
-    separable = type(layer) in _SEPARABLE
-    if separable and layer.data_format == "channels_first":
-        return False  # Keras 3.15 adds its bias along the last axis instead of the channels
-    return len(layer.weights) == layer.use_bias + (2 if separable else 1)
+    return len(layer.weights) == layer.use_bias + (2 if type(layer) in _SEPARABLE else 1)
+
+
+def misplaces_bias(layer: Any, output_shape: tuple[int | None, ...]) -> bool:
+    """Whether Keras (3.15) adds the bias of a channels-first layer along the last axis.
+
+    `keras.ops.add` takes a vector for a bias of channels that come last wherever that axis is as long.
+    """
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    return channels_first and output_shape[-1] in (None, output_shape[1])
 
 
 @dataclass(frozen=True)

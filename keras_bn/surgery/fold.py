@@ -14,7 +14,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before
 from keras_bn.surgery._comparison import compare
-from keras_bn.surgery._linear import Linear, is_linear
+from keras_bn.surgery._linear import Linear, is_linear, misplaces_bias
 from keras_bn.surgery.graph import Call, is_graph, losses, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -169,6 +169,8 @@ class _Plan:
             return self._state[call.path]
         if not is_linear(call.layer):
             return None
+        if misplaces_bias(call.layer, call.node.outputs[0].shape):
+            raise Blocked(f"{call.path} may have its bias added along the last axis")
         if self._uses[id(call.layer)] > 1:
             raise Blocked(f"{call.layer.name} is called {self._uses[id(call.layer)]} times")
         return Linear.of(call.layer, tuple(call.node.input_tensors[0].shape))

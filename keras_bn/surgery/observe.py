@@ -55,15 +55,17 @@ class Observer:
         self, model: keras.Model, layers: Sequence[keras.Layer], example: Any, output: Output | None = None
     ) -> None:
         self._sites: list[_Site] = []
-        flat = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(example)]
+        batch = _specification(model, example)
+        signature = tf.nest.flatten(batch, expand_composites=True)
 
         def run(*inputs: tf.Tensor) -> tf.Tensor:
             with _replaced_calls(layers, lambda layer, call: self._observing(layer, call, output)):
-                return model(keras.tree.pack_sequence_as(example, list(inputs)), training=False)
+                packed = tf.nest.pack_sequence_as(batch, inputs, expand_composites=True)
+                return model(packed, training=False)
 
-        self._dtypes = [leaf.dtype for leaf in flat]
-        self._function = tf.compat.v1.wrap_function(run, _signature(model, flat))
-        self._feeds = self._function.inputs[: len(flat)]
+        self._dtypes = [spec.dtype for spec in signature]
+        self._function = tf.compat.v1.wrap_function(run, signature)
+        self._feeds = self._function.inputs[: len(signature)]
         for site in self._sites:
             if site.inputs.graph is not self._function.graph:
                 raise KerasBNError(
@@ -131,7 +133,7 @@ class Observer:
         return {site.layer: value.numpy() for site, value in zip(self._sites, values, strict=True)}
 
     def _tensors(self, batch: Any) -> list[tf.Tensor]:
-        leaves = keras.tree.flatten(batch)
+        leaves = tf.nest.flatten(batch, expand_composites=True)
         return [tf.convert_to_tensor(x, dtype) for x, dtype in zip(leaves, self._dtypes, strict=True)]
 
     def _observing(
@@ -197,11 +199,19 @@ def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[
                 del layer.call
 
 
-def _signature(model: keras.Model, flat: list[tf.Tensor]) -> list[tf.TensorSpec]:
-    shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
-    if len(shapes) != len(flat):
-        shapes = [(None, *leaf.shape[1:]) for leaf in flat]
-    return [tf.TensorSpec(shape, leaf.dtype) for shape, leaf in zip(shapes, flat, strict=True)]
+def _specification(model: keras.Model, example: Any) -> Any:
+    """The structure of a batch of any number of examples."""
+    leaves = [x if tf.is_tensor(x) else tf.convert_to_tensor(x) for x in tf.nest.flatten(example)]
+    declared = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
+    if len(declared) != len(leaves):
+        declared = [()] * len(leaves)
+    specs = []
+    for leaf, shape in zip(leaves, declared, strict=True):
+        if len(shape) != len(leaf.shape):  # not known, or an axis of length 1 that Keras adds
+            shape = (None, *leaf.shape[1:])
+        sparse = isinstance(leaf, tf.SparseTensor)
+        specs.append((tf.SparseTensorSpec if sparse else tf.TensorSpec)(shape, leaf.dtype))
+    return tf.nest.pack_sequence_as(example, specs)
 
 
 def _sample(inputs: tf.Tensor, axis: int, rows: int = 512) -> tf.Tensor:

@@ -77,6 +77,15 @@ def test_several_inputs(two_inputs):
     assert len(list(batches(two_inputs, [X, np.ones((7, 3))], 4))) == 2
 
 
+def test_the_keys_of_a_dictionary_of_inputs_need_not_be_their_names():
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    model = keras.Model({"first": a, "b": b}, keras.layers.Concatenate()([a, b]))
+    (batch,) = batches(model, {"first": X, "b": np.ones((7, 3))})
+    assert batch["first"].shape == (7, 2)
+    with pytest.raises(KerasBNError, match=r"has no \['first'\]; the model's inputs are \['first', 'b'\]"):
+        list(batches(model, {"a": X, "b": np.ones((7, 3))}))
+
+
 def test_a_trailing_axis_of_one_may_be_left_out():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     assert [batch.shape for batch in batches(model, np.ones(5), 3)] == [(3,), (2,)]

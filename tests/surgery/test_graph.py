@@ -178,6 +178,19 @@ def test_vocabularies_are_carried_over():
     assert np.array_equal(rewrite(model, keep)(words), model(words))
 
 
+@pytest.mark.parametrize("make", [layers.Normalization, lambda: layers.Discretization(num_bins=4)])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_a_layer_adapted_to_is_carried_over(make, wrapped):
+    adapted = make()
+    adapted.adapt(np.random.default_rng(0).normal(3, 2, (50, 4)))
+    inputs = keras.Input((5, 4))
+    outputs = layers.TimeDistributed(adapted)(inputs) if wrapped else adapted(inputs)
+    model = keras.Model(inputs, outputs)
+    x = np.random.default_rng(1).normal(3, 2, (6, 5, 4))
+    assert np.array_equal(rewrite(model, keep)(x), model(x))
+    assert np.ptp(np.asarray(model(x)))
+
+
 def test_a_map_of_dtype_policies_is_carried_over():
     policy = keras.dtype_policies.DTypePolicyMap(default_policy="float32")
     policy["dense"] = keras.DTypePolicy("mixed_bfloat16")

@@ -175,6 +175,16 @@ def test_a_dataset_by_index():
     assert_same(statistics(recalibrated(network(), Pieces())), statistics(recalibrated(network())))
 
 
+def test_an_axis_of_length_one_may_be_left_out_and_inputs_may_be_sparse():
+    model = keras.Sequential([keras.Input((1,)), L.Dense(3), L.BatchNormalization(name="bn")])
+    x = DATA[:, 0, 0]
+    assert_same(statistics(recalibrated(model, x)), statistics(recalibrated(model, x[:, None])))
+    x = np.maximum(DATA[:, 0], 0).astype("float32")
+    sparse = tf.data.Dataset.from_tensor_slices(tf.sparse.from_dense(x)).batch(5)
+    model = keras.Sequential([keras.Input((3,), sparse=True), L.Dense(3), L.BatchNormalization(name="bn")])
+    assert_same(statistics(recalibrated(model, sparse)), statistics(recalibrated(model, x)), rtol=1e-6)
+
+
 def test_levels_are_walked_once_each():
     walks = []
 
