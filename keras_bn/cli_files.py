@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -63,6 +64,14 @@ def _reason(error: Exception) -> str:
     """The first sentence of the innermost error: Keras appends whole configurations."""
     text = str(error).rpartition("Exception encountered: ")[2].strip()
     return text.partition("\n")[0].partition(". ")[0].rstrip(".")[:200] or type(error).__name__
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Write a `.keras` file, whole or not at all: it is made beside its place and renamed."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        model.save(unfinished)
+        unfinished.replace(path)
 
 
 def check_output(path: Path, overwrite: bool) -> None:

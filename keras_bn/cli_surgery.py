@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 import keras_bn
-from keras_bn.cli_files import check_output, import_modules, load_model, read_data
+from keras_bn.cli_files import check_output, import_modules, load_model, read_data, save_model
 from keras_bn.cli_options import (
     data_options,
     import_option,
@@ -38,7 +38,7 @@ def _surgery(
     result = operate(load_model(model_file))
     click.echo(result.report.to_json() if as_json else str(result.report))
     if output is not None and not dry_run:
-        result.model.save(output)
+        save_model(result.model, output)
         click.echo(f"Wrote {output}.", err=True)
 
 

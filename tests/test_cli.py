@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -145,6 +146,66 @@ def test_an_output_that_may_not_be_written_is_refused_before_the_work(folder, ar
     done = keras_bn(verb, folder / "plain.keras", option, folder / output)
     assert done.exit_code == 1
     assert f"{folder / output} cannot be written" in done.output
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(folder, tmp_path, monkeypatch):
+    def interrupted(model, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out.keras"
+    output.write_bytes(b"the old one")
+    monkeypatch.setattr("keras.Model.save", interrupted)
+    done = keras_bn("fold", folder / "plain.keras", "-o", output, "--overwrite")
+    assert done.exit_code == 1 and "Aborted!" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["out.keras"]
+    assert output.read_bytes() == b"the old one"
+
+
+def test_an_interrupt_during_the_work_writes_nothing(folder, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    donor = (folder / "plain.keras").read_bytes()
+    monkeypatch.setattr("keras_bn.surgery.observe.Observer.moments", interrupted)
+    data = ("--data", folder / "images.npy")
+    done = keras_bn("retrofit", folder / "plain.keras", *data, "-o", tmp_path / "out.keras")
+    assert done.exit_code == 1 and "Aborted!" in done.output
+    assert not list(tmp_path.iterdir())
+    assert (folder / "plain.keras").read_bytes() == donor
+
+
+@pytest.mark.parametrize("verb", ["inspect", "retrofit", "recalibrate", "fold", "convert", "export"])
+def test_help(verb):
+    done = keras_bn(verb, "--help")
+    assert done.exit_code == 0 and f"keras-bn {verb} " in done.output
+
+
+def test_a_dry_run_of_every_verb_prints_json_and_writes_nothing(folder, tmp_path):
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization(name="bn")]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    np.save(tmp_path / "data.npy", np.ones((4, 3), "float32"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    data = ("--data", tmp_path / "data.npy")
+    for verb, arguments in {"convert": (), "recalibrate": data, "fold": ()}.items():
+        done = keras_bn(verb, tmp_path / "model.keras", *arguments, "--dry-run", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verb"] == verb
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_statistics_that_are_nan(folder, tmp_path):
+    """Folding refuses them, inspection says so and exits with 1."""
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization(name="bn")]
+    model = keras.Sequential(layers)
+    model.layers[-1].moving_mean.assign([np.nan, 0])
+    model.save(tmp_path / "model.keras")
+    done = keras_bn("fold", tmp_path / "model.keras", "-o", tmp_path / "out.keras")
+    assert done.exit_code == 1 and "moving_mean of 'bn' holds NaN" in done.output
+    assert not (tmp_path / "out.keras").exists()
+    done = keras_bn("inspect", tmp_path / "model.keras", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["layers"][0]["problems"] == ["NaN or infinity in mean"]
 
 
 def test_an_image_that_cannot_be_decoded_is_named(folder, tmp_path):
