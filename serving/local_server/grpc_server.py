@@ -31,6 +31,7 @@ from serving.local_server.status import CODES, StatusError, from_exception, requ
 
 ModelSpec: TypeAlias = model_pb2.ModelSpec
 _MAX_DETAILS = 1024
+_ENDLESS_S = 1e9  # what grpcio says, besides None, of a call without a deadline is far beyond
 _log = logging.getLogger(__name__)
 
 
@@ -38,11 +39,11 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
     """A service method, given its time limit in milliseconds (0: none), which may raise and is recorded."""
 
     def call(self: Any, request: Any, context: grpc.ServicerContext) -> Message:
-        started, code, left = time.perf_counter(), "OK", context.time_remaining()
-        has_spec = "model_spec" in request.DESCRIPTOR.fields_by_name
+        started, code = time.perf_counter(), "OK"
+        has_spec = hasattr(request, "model_spec")
         try:
             require(not has_spec or request.HasField("model_spec"), "Missing ModelSpec")
-            return method(self, request, 0 if left is None else max(int(left * 1000), 1))
+            return method(self, request, _left_ms(context))
         except Exception as failure:
             error = from_exception(failure)
             code = error.code
@@ -56,6 +57,11 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
             metrics.record("GRPC", method.__name__, name, code, started, self.flags.log_requests)
 
     return call
+
+
+def _left_ms(context: grpc.ServicerContext) -> int:
+    seconds = context.time_remaining()
+    return 0 if seconds is None or seconds > _ENDLESS_S else max(int(seconds * 1000), 1)
 
 
 def _version(spec: ModelSpec) -> int | None:

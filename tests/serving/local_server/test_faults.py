@@ -14,12 +14,13 @@ from pathlib import Path
 import grpc
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2
 
 from serving.client import Client
 from serving.errors import ServingError, UnavailableError
 from tests.serving.golden import make_models
 from tests.serving.golden.process import Server
-from tests.serving.local_server.asking import PREDICT, load, message, predict, until
+from tests.serving.local_server.asking import PREDICT, descriptors, load, message, predict, until
 
 Start = Callable[..., Server]
 
@@ -58,7 +59,8 @@ def test_killed_under_load_and_started_again(models: Path, start: Start) -> None
 
 def test_sigterm_answers_what_it_has_accepted(models: Path, start: Start) -> None:
     server = start(model_name="m", model_base_path=models / "slow")
-    answers: list[object] = []
+    predict(server, body=b'{"instances": [1]}')
+    idle, answers = descriptors(server.pid), []
 
     def ask() -> None:
         try:
@@ -69,9 +71,9 @@ def test_sigterm_answers_what_it_has_accepted(models: Path, start: Start) -> Non
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(
-        1
-    )  # what still waits to be accepted when the port closes is refused, and may be asked elsewhere
+    # What still waits to be accepted when the port closes is refused, and may be asked elsewhere.
+    until(lambda: descriptors(server.pid) >= idle + len(threads))
+    time.sleep(1)
     os.kill(server.pid, signal.SIGTERM)
     for thread in threads:
         thread.join()
@@ -107,7 +109,15 @@ def test_sigterm_under_load_loses_no_request_that_it_took(models: Path, start: S
     assert set(refused) <= ({"UNAVAILABLE"} if scheme == "http" else {"UNAVAILABLE", "CANCELLED"})
 
 
-# A request that would end it
+# Requests that are more than they seem
+
+
+@pytest.mark.parametrize("seconds", [None, 1e9])
+def test_a_call_may_wait_for_ever(models: Path, start: Start, seconds: float | None) -> None:
+    server = start(model_name="m", model_base_path=models / "three")
+    with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        answer = channel.unary_unary(PREDICT)(message(1).SerializeToString(), timeout=seconds)
+    assert predict_pb2.PredictResponse.FromString(answer).outputs["y"].float_val == [3.0]
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["direct", "batched"])
