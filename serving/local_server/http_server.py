@@ -8,10 +8,55 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.local_server.rest import Request, Response, page
 
 _KEEP_ALIVE_SECONDS = 75
+_MAX_HEAD_BYTES = 8 << 20
+_MAX_HEAD_BYTES = 8 << 20  # TF Serving has no limit; no client sends as much
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, which keeps heads and trailers without end: 20 bytes for each that is sent."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self.send_400_response("Request Header Fields Too Large")
+        else:
+            super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, but a head (or trailer) does not grow without end."""
+
+    _head_bytes = 0  # since the parser last gave something else
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            return self.send_400_response("The head of the request is too large.")
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
 
 class HttpServer:
@@ -21,16 +66,10 @@ class HttpServer:
         self._answer = answer
         self._max_body = max_body
         self._pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="rest")
-        plain = {
-            "interface": "asgi3",
-            "http": "httptools",
-            "ws": "none",
-            "lifespan": "off",
-            "proxy_headers": False,
-        }
+        plain = {"interface": "asgi3", "http": _Protocol, "ws": "none", "lifespan": "off"}
         quiet = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
-        options: dict[str, Any] = {**plain, **quiet, "timeout_keep_alive": _KEEP_ALIVE_SECONDS}
-        config = uvicorn.Config(self._app, **options)
+        options: dict[str, Any] = {**plain, **quiet, "proxy_headers": False}
+        config = uvicorn.Config(self._app, timeout_keep_alive=_KEEP_ALIVE_SECONDS, **options)
         self._server = uvicorn.Server(config)
         self._sockets: list[socket.socket] = []
         sockets = {"sockets": self._sockets}

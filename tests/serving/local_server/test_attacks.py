@@ -143,6 +143,28 @@ def test_a_body_over_the_limit_is_refused(models: Path, start: Callable[..., Ser
     assert predict(limited) == [4.0]
 
 
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        ("GET /v1/models/m HTTP/1.1\r\nA: ", "a"),
+        ("GET /v1/models/m HTTP/1.1\r\n", "A: b\r\n"),
+        ("GET /v1/models/", "a"),
+        ("POST /v1/models/m:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;a=", "a"),
+        ("POST /v1/models/m:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", "A: b\r\n"),
+    ],
+    ids=["one header", "many headers", "target", "chunk extension", "trailers"],
+)
+def test_a_head_without_end_is_refused(server: Server, beginning: str, piece: str) -> None:
+    before = resident_mib(server.pid)
+    with connect(server.rest_port) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(beginning.encode())
+        for _ in range(1000):
+            connection.sendall(piece.encode() * (100_000 // len(piece)))
+        pytest.fail("took 100 MB")
+    assert resident_mib(server.pid) < before + _KEPT_MIB
+    assert predict(server) == [4.0]
+
+
 def test_a_gzip_bomb_costs_no_more_than_the_limit(server: Server) -> None:
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as file:
