@@ -9,12 +9,10 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.local_server.rest import Request, Response, page
 
 _KEEP_ALIVE_SECONDS = 75
-_MAX_HEAD_BYTES = 8 << 20
 _MAX_HEAD_BYTES = 8 << 20  # TF Serving has no limit; no client sends as much
 
 
@@ -29,26 +27,6 @@ class _Protocol(HttpToolsProtocol):
             self.send_400_response("Request Header Fields Too Large")
         else:
             super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        super().on_body(body)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, but a head (or trailer) does not grow without end."""
-
-    _head_bytes = 0  # since the parser last gave something else
-
-    def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            return self.send_400_response("The head of the request is too large.")
-        super().data_received(data)
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0

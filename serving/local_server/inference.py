@@ -65,8 +65,8 @@ def predict_request(
     if key not in model.signatures:
         raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{key}" not found.')
     signature, given, wanted = model.signatures[key], request.inputs, list(request.output_filter)
-    if {*given} - {*signature.inputs} or {*signature.inputs} - {*given} - {*signature.defaults}:
-        raise _wrong_inputs(signature, given)
+    if {*given} != {*signature.inputs}:
+        _check_inputs(signature, given)
     for alias in wanted:
         if alias not in signature.outputs:
             expected = f"Outputs expected to be in the set {_braced(signature.outputs)}."
@@ -81,18 +81,18 @@ def predict_request(
     return predict(model, signature, arrays, wanted, timeout_ms)
 
 
-def _wrong_inputs(signature: SignatureDef, given: Collection[str]) -> StatusError:
+def _check_inputs(signature: SignatureDef, given: Collection[str]) -> None:
+    """Raise INVALID_ARGUMENT unless the signature's defaults stand for whatever is not given."""
     expected, defaults = signature.inputs, signature.defaults
-    extra, missing = set(given) - set(expected), set(expected) - set(given) - set(defaults)
+    extra, missing = {*given} - {*expected}, {*expected} - {*given} - {*defaults}
     if missing and (len(given) == len(expected) or (len(given) < len(expected) and defaults)):
         alias = min(missing)
         what = f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found in request"
         among = f"request {_braced(given)}, or default input alias set: {','.join(sorted(defaults))}"
-        return invalid_argument(f"{what} and no default value provided. Inputs expected to be in the {among}")
-    return invalid_argument(
-        f"input size does not match signature: {len(given)}!={len(expected)} len({_braced(given)}) != "
-        f"len({_braced(expected)}). Sent extra: {_braced(extra)}. Missing but required: {_braced(missing)}."
-    )
+        raise invalid_argument(f"{what} and no default value provided. Inputs expected to be in the {among}")
+    sizes = f"{len(given)}!={len(expected)} len({_braced(given)}) != len({_braced(expected)})"
+    sets = f"Sent extra: {_braced(extra)}. Missing but required: {_braced(missing)}."
+    require(not extra and not missing, f"input size does not match signature: {sizes}. {sets}")
 
 
 def _braced(names: Iterable[str]) -> str:
@@ -216,4 +216,4 @@ def _shape(array: np.ndarray) -> str:
 
 
 def _type(array: np.ndarray) -> str:
-    return types_pb2.DataType.Name(tensors.datatype(array.dtype))
+    return types_pb2.DataType.Name(tensors.DATATYPES[array.dtype])

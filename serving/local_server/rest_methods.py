@@ -108,7 +108,10 @@ def _fill(example: example_pb2.Example, value: Any) -> None:
         if kinds:
             what = f"Unexpected element type in feature: {name} expecting type: {kinds[0]}"
             require(set(kinds) == {kinds[0]}, what)
-            values = [rest_tensors.to_bytes(one) for one in values] if kinds[0] == "bytes" else values
+            if kinds[0] == "bytes":
+                values = [rest_tensors.to_bytes(one) for one in values]
+            elif kinds[0] == "int64":
+                values = [int(one) for one in values]  # true and false are 1 and 0
             getattr(feature, f"{kinds[0]}_list").value.extend(values)
 
 

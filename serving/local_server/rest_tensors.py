@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
@@ -19,7 +18,7 @@ from serving.local_server.status import StatusError, invalid_argument, require
 Inputs = Mapping[str, meta_graph_pb2.TensorInfo]
 # The JSON types of each kind of dtype, and the dtypes that have no JSON form, there as here.
 _JSON_TYPES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}, "O": {str, dict}}
-_NO_JSON = ("float16", "bfloat16", "uint16")
+_NO_JSON = [tensors.NUMPY_DTYPES[number] for number in (types_pb2.DT_HALF, types_pb2.DT_UINT16)]
 _SEVERAL = "as multiple input tensors required as per tensorinfo_map"
 _MAX_QUOTED = 256
 
@@ -73,7 +72,7 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
 
     INVALID_ARGUMENT for ragged nesting and other types, UNIMPLEMENTED for a dtype without JSON form.
     """
-    target = np.dtype(tf.dtypes.as_dtype(dtype).as_numpy_dtype)
+    target = tensors.NUMPY_DTYPES.get(dtype, np.dtype(np.void))
     if isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
         alike = len({item.shape for item in value}) == 1
         value = np.stack(value) if alike else [item.tolist() for item in value]
@@ -95,7 +94,7 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
 
 def _cast(flat: Any, target: np.dtype) -> np.ndarray:
     """A list of JSON values, or an array of numbers, as an array of dtype `target`."""
-    types: set[type] = _JSON_TYPES.get(target.kind, set()) if target.name not in _NO_JSON else set()
+    types: set[type] = _JSON_TYPES.get(target.kind, set()) if target not in _NO_JSON else set()
     if len(flat) and not types:
         what = f"Conversion of JSON Value: {quote(flat[0])} to type: {_name(target)}"
         raise StatusError("UNIMPLEMENTED", what)
@@ -124,7 +123,11 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
 
 def _name(dtype: np.dtype) -> str:
     """TensorFlow's short name of a dtype: `float`, `int64`, `string`."""
-    return types_pb2.DataType.Name(tensors.datatype(dtype)).removeprefix("DT_").lower()
+    return (
+        types_pb2.DataType.Name(tensors.DATATYPES.get(dtype, types_pb2.DT_INVALID))
+        .removeprefix("DT_")
+        .lower()
+    )
 
 
 def quote(value: Any) -> str:
@@ -164,7 +167,7 @@ def to_json(array: np.ndarray, alias: str = "") -> Any:
     """
     array = np.asarray(array)
     kind = array.dtype.kind
-    if kind not in _JSON_TYPES or array.dtype.name in _NO_JSON:
+    if kind not in _JSON_TYPES or array.dtype in _NO_JSON:
         raise invalid_argument(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
     if kind == "O":
         as_base64 = alias.endswith("_bytes")

@@ -4,29 +4,31 @@ import math
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
 
 MAX_RANK = 64  # NumPy's; TensorFlow itself goes to 254
-_FIRST_REFERENCE = 101  # the DataTypes from here on are references to the others
-_NOT_DATA = (tf.resource, tf.variant)
 _MAX_BYTES = 2**31  # as large as a message can be
 _MAX_REPEATED_BYTES = 2**26  # what one value, repeated to fill a shape, may stand for
-# Of each dtype the repeated field that carries its values, and the dtype of the numbers in that field.
+# Of each DataType the repeated field that carries its values, and the dtype of the numbers in that field.
 _FIELDS = {
-    "float32": ("float_val", np.float32),
-    "float64": ("double_val", np.float64),
-    "int64": ("int64_val", np.int64),
-    "uint32": ("uint32_val", np.uint32),
-    "uint64": ("uint64_val", np.uint64),
-    "bool": ("bool_val", np.bool_),
-    "object": ("string_val", np.object_),
-    "float16": ("half_val", np.uint16),
-    "bfloat16": ("half_val", np.uint16),
-    "complex64": ("scomplex_val", np.float32),
-    "complex128": ("dcomplex_val", np.float64),
+    types_pb2.DT_FLOAT: ("float_val", np.float32),
+    types_pb2.DT_DOUBLE: ("double_val", np.float64),
+    types_pb2.DT_INT64: ("int64_val", np.int64),
+    types_pb2.DT_UINT32: ("uint32_val", np.uint32),
+    types_pb2.DT_UINT64: ("uint64_val", np.uint64),
+    types_pb2.DT_BOOL: ("bool_val", np.bool_),
+    types_pb2.DT_STRING: ("string_val", np.object_),
+    types_pb2.DT_HALF: ("half_val", np.uint16),
+    types_pb2.DT_BFLOAT16: ("half_val", np.uint16),
+    types_pb2.DT_COMPLEX64: ("scomplex_val", np.float32),
+    types_pb2.DT_COMPLEX128: ("dcomplex_val", np.float64),
 }
-_SMALL_INTEGERS = ("int_val", np.int32)
-_REINTERPRETED = ("float16", "bfloat16", "complex64", "complex128")  # the field holds their bits, or parts
+for _name in ("INT32", "INT16", "INT8", "UINT8", "UINT16"):
+    _FIELDS[types_pb2.DataType.Value(f"DT_{_name}")] = ("int_val", np.int32)
+# The field holds their bits, or parts.
+_VIEWED = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16, types_pb2.DT_COMPLEX64, types_pb2.DT_COMPLEX128)
+NUMPY_DTYPES = {number: np.dtype(tf.dtypes.as_dtype(number).as_numpy_dtype) for number in _FIELDS}
+DATATYPES = {dtype: number for number, dtype in NUMPY_DTYPES.items()}
 
 
 def to_array(proto: tensor_pb2.TensorProto) -> np.ndarray:
@@ -37,28 +39,26 @@ def to_array(proto: tensor_pb2.TensorProto) -> np.ndarray:
     there is no such dtype or shape, or the `tensor_content` is of another size.
     """
     try:
-        dtype = tf.dtypes.as_dtype(proto.dtype)
+        dtype, content = NUMPY_DTYPES[proto.dtype], proto.tensor_content
         shape = [] if proto.tensor_shape.unknown_rank else [dim.size for dim in proto.tensor_shape.dim]
         # NumPy refuses [0, 2**62] as too big, so an empty tensor is held to its other dimensions.
-        size = math.prod(max(size, 1) for size in shape) * dtype.size
-        data = proto.dtype < _FIRST_REFERENCE and dtype not in _NOT_DATA
-        if not data or min(shape, default=0) < 0 or size > _MAX_BYTES:
-            raise ValueError(f"{dtype.name} of shape {shape[:MAX_RANK]}")
-        if not proto.tensor_content:
-            return _from_field(proto, np.dtype(dtype.as_numpy_dtype), math.prod(shape)).reshape(shape)
-        if dtype == tf.string:
-            if len(proto.tensor_content) < math.prod(shape):  # each has at least a length
+        if min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > _MAX_BYTES:
+            raise ValueError(f"shape {shape[:MAX_RANK]}")
+        if not content:
+            return _from_field(proto, dtype, math.prod(shape)).reshape(shape)
+        if proto.dtype == types_pb2.DT_STRING:
+            if len(content) < math.prod(shape):  # each has at least a length
                 raise ValueError("fewer bytes than strings")
-            return np.array(tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy(), object)
-        return np.frombuffer(proto.tensor_content, dtype.as_numpy_dtype).reshape(shape)
-    except (TypeError, OverflowError, tf.errors.OpError) as error:
+            return np.array(tf.io.parse_tensor(proto.SerializeToString(), tf.string).numpy(), object)
+        return np.frombuffer(content, dtype).reshape(shape)
+    except (KeyError, TypeError, OverflowError, tf.errors.OpError) as error:
         raise ValueError(str(error)) from error
 
 
 def _from_field(proto: tensor_pb2.TensorProto, dtype: np.dtype, count: int) -> np.ndarray:
-    name, stored = _FIELDS.get(dtype.name, _SMALL_INTEGERS)
+    name, stored = _FIELDS[proto.dtype]
     values: np.ndarray = np.array(getattr(proto, name), stored)
-    values = values.view(dtype) if dtype.name in _REINTERPRETED else values.astype(dtype)
+    values = values.view(dtype) if proto.dtype in _VIEWED else values.astype(dtype, copy=False)
     if not values.size:
         values = np.array([b""], object) if dtype.kind == "O" else np.zeros(1, dtype)
     if values.size < count:
@@ -70,19 +70,13 @@ def _from_field(proto: tensor_pb2.TensorProto, dtype: np.dtype, count: int) -> n
 
 def to_proto(array: np.ndarray, proto: tensor_pb2.TensorProto, packed: bool = False) -> None:
     """Write `array` into `proto`: its dtype's typed field or, if `packed`, numbers into `tensor_content`."""
-    proto.dtype = datatype(array.dtype)
+    proto.dtype = DATATYPES[array.dtype]
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
-    if packed and array.dtype != object:
+    if packed and proto.dtype != types_pb2.DT_STRING:
         proto.tensor_content = array.tobytes()
         return
-    name, stored = _FIELDS.get(array.dtype.name, _SMALL_INTEGERS)
+    name, stored = _FIELDS[proto.dtype]
     values = array.reshape(-1)
-    values = values.view(stored) if array.dtype.name in _REINTERPRETED else values
-    getattr(proto, name).extend(values.tolist())
-
-
-def datatype(dtype: np.dtype) -> int:
-    """The DataType number of a NumPy dtype."""
-    return tf.dtypes.as_dtype(dtype).as_datatype_enum
+    getattr(proto, name).extend((values.view(stored) if proto.dtype in _VIEWED else values).tolist())

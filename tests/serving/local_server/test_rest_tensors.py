@@ -44,7 +44,7 @@ def test_every_float_reads_back(data: st.DataObject, dtype: type, shape: tuple[i
 def test_integers_and_bools_make_the_way_there_and_back(array: np.ndarray) -> None:
     read = json.loads(_written(array))
     assert read == array.tolist()
-    again = rest_tensors.to_array(read, tensors.datatype(array.dtype))
+    again = rest_tensors.to_array(read, tensors.DATATYPES[array.dtype])
     assert again.dtype == array.dtype
     np.testing.assert_array_equal(again, array)
 
@@ -73,7 +73,7 @@ def test_dtypes_without_a_json_form(dtype: type) -> None:
     with pytest.raises(StatusError, match="INVALID_ARGUMENT: Failed to write JSON value for tensor type"):
         rest_tensors.to_json(np.zeros(1, dtype))
     with pytest.raises(StatusError, match="UNIMPLEMENTED: Conversion of JSON Value: 1"):
-        rest_tensors.to_array([1], tensors.datatype(np.dtype(dtype)))
+        rest_tensors.to_array([1], tensors.DATATYPES[np.dtype(dtype)])
 
 
 @pytest.mark.parametrize(
