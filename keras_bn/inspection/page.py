@@ -61,13 +61,13 @@ def _drift(layers: list[LayerReport]) -> str:
     names = [layer.layer for layer in layers]
     shifts = [layer.mean_shift for layer in layers if layer.mean_shift is not None]
     ratios = [layer.variance_ratio for layer in layers if layer.variance_ratio is not None]
-    factors = [np.exp(np.abs(np.log(ratio))) for ratio in ratios]
+    doublings = [np.abs(np.log2(ratio)) for ratio in ratios]
     means = "Means: deviations between the moving mean and the data's"
-    variances = "Variances: factor between the moving variance and the data's"
+    variances = "Variances: doublings (log₂) between the moving variance and the data's"
     return (
         f'<p>{_DRIFT_NOTE}</p><div class="card">'
         + _figure(means, profile(means, names, shifts, (0, MEAN_OFF)))
-        + _figure(variances, profile(variances, names, factors, (1, VARIANCE_OFF)))
+        + _figure(variances, profile(variances, names, doublings, (0, float(np.log2(VARIANCE_OFF)))))
         + "</div>"
     )
 

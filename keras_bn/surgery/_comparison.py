@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
+from keras_bn.surgery._state import state_kept
 
 
 def compare(before: keras.Model, after: keras.Model, inputs: Any, tolerance: float | None = None) -> float:
@@ -46,4 +47,5 @@ def compare(before: keras.Model, after: keras.Model, inputs: Any, tolerance: flo
 def _outputs(model: keras.Model, inputs: Any) -> list[tf.Tensor]:
     run = tf.function(lambda batch: model(batch, training=False), autograph=False)
     # Traced apart from the call, lest TensorFlow warn of a function that is traced anew for every model.
-    return keras.tree.flatten(run.get_concrete_function(inputs)(inputs))
+    with state_kept(model):
+        return keras.tree.flatten(run.get_concrete_function(inputs)(inputs))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_bn.errors import KerasBNError
+from keras_bn.surgery._state import states_of
 
 # The class of keras.Model(inputs, outputs), which Keras does not export.
 _input = keras.Input((1,), name="input")
@@ -131,6 +132,8 @@ def _transfer_variables(layer: keras.Layer, copy: keras.Layer) -> None:
     for source, target in zip(old, new, strict=True):
         target.assign(source)
     for original, part in _sublayers(layer, copy):
+        for source, target in zip(states_of(original), states_of(part), strict=True):
+            target.assign(source)
         if type(part).load_own_variables is not keras.Layer.load_own_variables:
             store: dict[str, Any] = {}  # it derives more from its variables, as Normalization does
             original.save_own_variables(store)

@@ -21,6 +21,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.batches import Batches
 from keras_bn.statistics.moments import reduction_axes
 from keras_bn.statistics.population import PopulationMoments, device_moments
+from keras_bn.surgery._state import state_kept
 
 # What a layer gives while it is observed, from the layer, its inputs, and their mean and variance.
 Output: TypeAlias = Callable[[keras.Layer, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -54,6 +55,7 @@ class Observer:
     def __init__(
         self, model: keras.Model, layers: Sequence[keras.Layer], example: Any, output: Output | None = None
     ) -> None:
+        self._model = model
         self._sites: list[_Site] = []
         batch = _specification(model, example)
         signature = tf.nest.flatten(batch, expand_composites=True)
@@ -112,15 +114,11 @@ class Observer:
         sites = [site for site in self._sites if site.layer in layers]
         step = self._function.prune(self._feeds, [site.moments for site in sites])
         result = {site.layer: PopulationMoments(site.moments[1].shape[0]) for site in sites}
-        for batch in data:
-            for site, (count, mean, variance) in zip(sites, step(*self._tensors(batch)), strict=True):
-                if not np.isfinite(variance).all():
-                    raise KerasBNError(
-                        f"The inputs of {site.layer.name!r} are not finite on this data, so they have no "
-                        "statistics; check the scale of the data and the weights of the layers before it, or "
-                        "use a wider dtype."
-                    )
-                result[site.layer].update_moments(int(count), mean.numpy(), variance.numpy())
+        with state_kept(self._model):
+            for batch in data:
+                for site, (count, mean, variance) in zip(sites, step(*self._tensors(batch)), strict=True):
+                    _check_finite(site.layer, variance)
+                    result[site.layer].update_moments(int(count), mean.numpy(), variance.numpy())
         return result
 
     def samples(self, batch: Any) -> dict[keras.Layer, NDArray[np.floating]]:
@@ -129,7 +127,8 @@ class Observer:
         Of a layer that is called several times they are those of its last call.
         """
         step = self._function.prune(self._feeds, [site.sample for site in self._sites])
-        values = step(*self._tensors(batch))
+        with state_kept(self._model):
+            values = step(*self._tensors(batch))
         return {site.layer: value.numpy() for site, value in zip(self._sites, values, strict=True)}
 
     def _tensors(self, batch: Any) -> list[tf.Tensor]:
@@ -185,6 +184,14 @@ def peek(source: Batches) -> tuple[Any, Iterable[Any]]:
     iterator = iter(source)
     first = next(iterator)
     return first, source if source.reiterable else chain([first], iterator)
+
+
+def _check_finite(layer: keras.Layer, variance: tf.Tensor) -> None:
+    if not np.isfinite(variance).all():
+        raise KerasBNError(
+            f"The inputs of {layer.name!r} are not finite on this data, so they have no statistics; check "
+            "the scale of the data and the weights of the layers before it, or use a wider dtype."
+        )
 
 
 @contextmanager

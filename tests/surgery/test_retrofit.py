@@ -273,6 +273,20 @@ def test_a_nested_model_called_twice_has_seen_every_batch_twice(images):
     np.testing.assert_allclose(layer.moving_mean, both.mean(0), rtol=0, atol=1e-6)
 
 
+def test_the_state_of_a_stateful_layer_stays():
+    inputs = keras.Input(batch_shape=(4, 5, 3))
+    x = layers.GRU(3, stateful=True, name="gru")(layers.Dense(4, activation="relu")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    data = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
+    model.predict(data[:4], verbose=0)
+    before = np.asarray(model.get_layer("gru").states[0])
+    result = retrofit(model, data, batch_size=4)
+    assert result.report.difference == 0
+    for each in (model, result.model):
+        np.testing.assert_array_equal(each.get_layer("gru").states[0], before)
+    assert before.any()
+
+
 def test_several_surgeries_in_one_process_are_no_concern_of_tensorflow(images, caplog):
     """It warns of functions that are traced anew in each call of a loop."""
     with caplog.at_level("WARNING", logger="tensorflow"):
