@@ -3,11 +3,8 @@
 The kernel (`BatchFunction`) decides which requests make a batch: it has the queue, the threads, the time
 limits, the allowed sizes and the splitting of large requests. What goes through it are row numbers only,
 [task, row] pairs; the body of a batch fetches those rows from the tasks, runs the model, and hands every task
-its rows of the result. So the tensors of a batch may be padded to one shape, an error reaches its task in the
-words clients know, and a request that is wrong, or of another shape, fails without the others in its batch.
+its rows of the result. So tensors may be padded to one shape, and a bad request fails without its batch.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import itertools
@@ -39,21 +36,17 @@ class Parameters:
     max_execution_batch_size: int = 0
 
     def __post_init__(self) -> None:
-        least = {
-            "num_batch_threads": 1,
-            "max_batch_size": 1,
-            "batch_timeout_micros": 0,
-            "max_enqueued_batches": 0,
-        }
-        for name, limit in least.items():
-            what = f"{name} must be {'positive' if limit else 'non-negative'}; was {getattr(self, name)}"
-            require(getattr(self, name) >= limit, what)
+        positive = ("num_batch_threads", "max_batch_size")
+        for name in (*positive, "batch_timeout_micros", "max_enqueued_batches"):
+            number = getattr(self, name)
+            what = f"{name} must be {'positive' if name in positive else 'non-negative'}; was {number}"
+            require(number >= (name in positive), what)
         sizes, largest = self.execution_sizes(), self.largest_execution()
         what = f"Last entry in allowed_batch_sizes must match max_batch_size; expected {largest}"
         require(not sizes or sizes[-1] == largest, what)
 
     @classmethod
-    def of(cls, proto: Any) -> Parameters:
+    def of(cls, proto: Any) -> "Parameters":
         """The parameters a BatchingParameters message holds; INVALID_ARGUMENT if they make no sense."""
         given = {field.name: getattr(value, "value", value) for field, value in proto.ListFields()}
         given.pop("thread_pool_name", None)

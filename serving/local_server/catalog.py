@@ -14,7 +14,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.local_server.flags import Flags
 from serving.local_server.manager import Manager
-from serving.local_server.status import StatusError, invalid_argument, require
+from serving.local_server.status import StatusError, from_exception, invalid_argument, require
 
 Proto = TypeVar("Proto", bound=Message)
 ModelServerConfig: TypeAlias = model_server_config_pb2.ModelServerConfig
@@ -23,7 +23,6 @@ ONLY_LISTS = (
     "ServerModelConfig type not supported by HandleReloadConfigRequest. "
     "Only ModelConfigList is currently supported"
 )
-_INT64 = range(-(2**63), 2**63)
 _log = logging.getLogger(__name__)
 
 # A pool of their own, where these messages cannot clash with a copy that another package brings.
@@ -139,10 +138,8 @@ class Catalog:
                 try:
                     step()
                 # Whatever a round stumbles over, what is served stays served and the next round may succeed.
-                except StatusError as error:
-                    _log.error("Following the %s failed; it goes on: %s", name, error)
-                except Exception:
-                    _log.exception("Following the %s failed; it goes on.", name)
+                except Exception as error:
+                    _log.error("Following the %s failed; it goes on: %s", name, from_exception(error))
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
@@ -150,12 +147,12 @@ class Catalog:
 def versions(model: model_server_config_pb2.ModelConfig) -> dict[int, str]:
     """The versions to serve, each with its path: what is on disk, as the model's version policy chooses.
 
-    A child of the base path is a version if its whole name is an integer; it need not be a folder, and a name
-    with leading zeros counts. Nothing to serve is no error; a base path that cannot be listed is an OSError.
+    A child of the base path is a version if its whole name is an integer, folder or not, with leading zeros
+    or not. Nothing to serve is no error; a base path that cannot be listed is an OSError.
     """
     found: dict[int, str] = {}
     for child in sorted(os.listdir(model.base_path)):
-        if not re.fullmatch(r"[+-]?[0-9]+", child, re.ASCII) or int(child) not in _INT64:
+        if not re.fullmatch(r"[+-]?[0-9]+", child, re.ASCII) or not -(2**63) <= int(child) < 2**63:
             continue
         first = found.setdefault(int(child), os.path.join(model.base_path, child))
         if os.path.basename(first) != child:

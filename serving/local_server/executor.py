@@ -1,9 +1,8 @@
 """One loaded SavedModel: a TensorFlow session that runs tensors by name, as tensorflow_model_server does.
 
 Nothing is checked against the shapes a signature declares: what the client sends is fed, and the operations
-of the graph have the last word. `Session.run` would refuse such feeds, so the C function under it is called;
-it is not part of TensorFlow's public API, which is why it is used in this file alone. The exception is models
-with operations that end the process where they should raise (see `_fragile_inputs`).
+of the graph have the last word (but for `_fragile_inputs`). `Session.run` would refuse such feeds, so the C
+function under it is called; it is not part of TensorFlow's public API, and used in this file alone.
 """
 
 import itertools
@@ -17,9 +16,9 @@ from tensorflow.python.client import pywrap_tf_session as c_api
 
 from serving.local_server.status import StatusError, from_exception, invalid_argument, require
 
-# Operations whose kernels (oneDNN's, the default on x86) look up a dimension by its place before they check
-# that the tensor has it, which aborts the process instead of raising. Found by feeding the operations of
-# convolutional and dense networks tensors of other ranks; these raise for wrong sizes of the right rank.
+# Operations whose kernels (oneDNN's, the default on x86) look up a dimension before they check that there is
+# one, which aborts the process. Found by feeding the operations of convolutional and dense networks tensors
+# of other ranks; these raise for wrong sizes of the right rank.
 _ABORTING = frozenset(("Conv2D", "Conv2DBackpropFilter", "Conv3D", "DepthwiseConv2dNative", "MaxPool3D"))
 
 

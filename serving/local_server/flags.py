@@ -75,12 +75,8 @@ class Flags:
 _DEFAULTS: dict[str, Any] = dataclasses.asdict(Flags())
 
 
-class BadValue(ValueError):
-    """A flag whose value cannot be read; the message is tensorflow_model_server's."""
-
-
 def parse(arguments: Sequence[str]) -> tuple[Flags, list[str], list[str]]:
-    """The flags that `arguments` set, the names of those that are not supported, and what is no flag."""
+    """The flags that `arguments` set, the unsupported ones among them, and the rest; or a ValueError."""
     flags, unsupported, leftover = Flags(), [], []
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
@@ -94,7 +90,7 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str], list[str]]:
                 bare = text.lower() if equals else "true"
                 value = _BOOLS[bare] if isinstance(default, bool) else type(default)(text)
             except (ValueError, KeyError):
-                raise BadValue(f"Couldn't interpret value {text} for flag {name}.") from None
+                raise ValueError(f"Couldn't interpret value {text} for flag {name}.") from None
             setattr(flags, name, value)
         elif name not in _NO_EFFECT.split():
             leftover.append(argument)

@@ -64,10 +64,6 @@ def _left_ms(context: grpc.ServicerContext) -> int:
     return 0 if seconds is None or seconds > _ENDLESS_S else max(int(seconds * 1000), 1)
 
 
-def _version(spec: ModelSpec) -> int | None:
-    return spec.version.value if spec.HasField("version") else None
-
-
 def spec_of(name: str, number: int, signature_name: str = "") -> ModelSpec:
     """Which model, version and signature a response comes from."""
     return ModelSpec(name=name, version={"value": number}, signature_name=signature_name)
@@ -85,8 +81,9 @@ class Services(
 
     def _use(self, spec: ModelSpec) -> Any:
         require(spec.name, "ModelSpec has no name specified.")
+        number = spec.version.value if spec.HasField("version") else None
         label = spec.version_label if spec.HasField("version_label") else None
-        return self._manager.use(spec.name, _version(spec), label)
+        return self._manager.use(spec.name, number, label)
 
     @_answering
     def Predict(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
@@ -141,7 +138,9 @@ class Services(
 
     @_answering
     def GetModelStatus(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
-        return status_response(self._manager, request.model_spec.name, _version(request.model_spec))
+        spec = request.model_spec
+        number = spec.version.value if spec.HasField("version") else None
+        return status_response(self._manager, spec.name, number)
 
     @_answering
     def HandleReloadConfigRequest(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102

@@ -12,7 +12,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.local_server.rest import Request, Response, page
 
-_KEEP_ALIVE_SECONDS = 75
 _MAX_HEAD_BYTES = 8 << 20  # TF Serving has no limit; no client sends as much
 
 
@@ -47,7 +46,7 @@ class HttpServer:
         plain = {"interface": "asgi3", "http": _Protocol, "ws": "none", "lifespan": "off"}
         quiet = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
         options: dict[str, Any] = {**plain, **quiet, "proxy_headers": False}
-        config = uvicorn.Config(self._app, timeout_keep_alive=_KEEP_ALIVE_SECONDS, **options)
+        config = uvicorn.Config(self._app, timeout_keep_alive=75, **options)
         self._server = uvicorn.Server(config)
         self._sockets: list[socket.socket] = []
         sockets = {"sockets": self._sockets}

@@ -25,10 +25,9 @@ Result: TypeAlias = "classification_pb2.ClassificationResult | regression_pb2.Re
 
 @dataclasses.dataclass
 class Model:
-    """A loaded version of a model. Thread-safe; `close` gives its memory and threads back.
+    """A loaded version of a model, whose `run(feeds, fetches, timeout_ms)` computes tensors by name.
 
-    `run(feeds, fetches, timeout_ms)` computes tensors by name. With `check_methods` signatures must be of the
-    method they are asked for.
+    With `check_methods` signatures must be of the method they are asked for.
     """
 
     name: str

@@ -27,8 +27,7 @@ _MARK = f"-0.{secrets.randbelow(10**16):016}e-"
 def parse(body: bytes) -> Any:
     """The document's value, with an ndarray (int64 or float64) for a big array of numbers.
 
-    Bytes that are not UTF-8 come back as lone surrogates (`surrogateescape`). What is no JSON, or nested some
-    1,000 deep, is an INVALID_ARGUMENT.
+    Bytes that are not UTF-8 come back as lone surrogates; more than some 1,000 levels are refused.
     """
     rest, arrays = _lift(body.removeprefix(b"\xef\xbb\xbf"))
 

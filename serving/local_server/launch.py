@@ -1,7 +1,5 @@
 """Starting a local server from Python, in a process of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -13,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serving.errors import ServingError
-
-_SHOWN_CHARACTERS = 4000
 
 
 class LocalServer:
@@ -51,7 +47,7 @@ class LocalServer:
         while not (_accepts(self.port) and _accepts(self.rest_port)):
             code = self.process.poll()
             if code is not None or time.monotonic() > deadline:
-                output = self.output[-_SHOWN_CHARACTERS:]
+                output = self.output[-4000:]
                 self.stop()
                 what = (
                     f"is not up after {timeout:g} seconds" if code is None else f"ended with exit code {code}"
@@ -70,7 +66,7 @@ class LocalServer:
         self._log.close()
         return code
 
-    def __enter__(self) -> LocalServer:
+    def __enter__(self) -> "LocalServer":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,8 @@
 """The versions of all models: loaded, swapped and unloaded so that what is served stays served.
 
 The rule, decided anew for every model on each tick (TensorFlow Serving's availability-preserving policy): a
-version that is no longer wanted is unloaded once a wanted one is ready; until then, the highest wanted
-version that is new is loaded. A version that failed is not tried again while any other version of its model
-is alive.
+version no longer wanted is unloaded once a wanted one is ready; until then, the highest wanted one that is
+new is loaded. One that failed is not tried again while any other version of its model is alive.
 """
 
 import contextlib
@@ -99,8 +98,6 @@ class Manager:
         self._thread = threading.Thread(target=self._tick_for_ever, name="manager", daemon=True)
         self._thread.start()
 
-    # What requests need.
-
     @contextlib.contextmanager
     def use(
         self, name: str, number: int | None = None, label: str | None = None
@@ -148,8 +145,6 @@ class Manager:
                 if model.configured or model.in_state(AVAILABLE)
             }
 
-    # What the configuration needs.
-
     def want(self, models: Mapping[str, dict[int, str]]) -> None:
         """Make these versions, each with its path, the ones to be served; all others are let go."""
         with self._changed:
@@ -175,8 +170,7 @@ class Manager:
                 self._models.setdefault(name, _Model()).labels = dict(labels.get(name, {}))
 
     def wait(self, names: list[str], stop: Callable[[], bool] = lambda: False) -> list[tuple[str, Version]]:
-        """Wait until each model has a version that is available, or none that may become so; the latter ones
-        by name, each with the version that failed."""
+        """Wait until each has an available version, or none that may become so; those, and what failed."""
         with self._changed:
             while not self._stopped.is_set() and not stop():
                 outcomes = [(name, *self._models[name].outcome()) for name in names]
@@ -189,12 +183,10 @@ class Manager:
         """Unload everything, waiting up to `timeout` seconds for the requests in flight."""
         self.want({})
         with self._changed:
-            busy = (UNLOADING, AVAILABLE)
-            self._changed.wait_for(lambda: not any(m.in_state(*busy) for m in self._models.values()), timeout)
+            models = self._models.values()
+            self._changed.wait_for(lambda: not any(m.in_state(UNLOADING, AVAILABLE) for m in models), timeout)
         self._stopped.set()
         self._thread.join()
-
-    # The machinery.
 
     def _tick_for_ever(self) -> None:
         while not self._stopped.is_set():

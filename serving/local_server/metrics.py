@@ -1,10 +1,7 @@
 """Metrics under TF Serving's names, in the text form its Prometheus endpoint has, and the request log.
 
-Not `prometheus_client`: that one adds `_total`, HELP lines and labels of its own, and dashboards made for TF
-Serving look for `:tensorflow:serving:request_count` as it stands.
+Not `prometheus_client`: that one adds `_total`, HELP lines and labels of its own; dashboards look for these.
 """
-
-from __future__ import annotations
 
 import bisect
 import contextlib
@@ -17,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _LOCK = threading.Lock()
-_FAMILIES: dict[str, Counter] = {}
+_FAMILIES: dict[str, "Counter"] = {}
 
 
 class Counter:

@@ -75,11 +75,10 @@ class RestApi:
         if re.match(r"/v1/", request.target, re.IGNORECASE):
             return self._answer(request)
         path, query, _ = request.target.partition("?")
-        if path == self._metrics_path and query:
-            text = f"Unexpected path: {request.target}. Should be {path}"
-            return Response(400, "text/plain", text.encode())
         if path == self._metrics_path:
-            return Response(200, "text/plain", metrics.exposition().encode())
+            refusal = f"Unexpected path: {request.target}. Should be {path}" if query else ""
+            text = refusal or metrics.exposition()
+            return Response(400 if query else 200, "text/plain", text.encode())
         if self._flags.enable_admin_endpoints and path in ("/healthz", "/readyz", "/models"):
             return self._admin(path)
         return page(404, "Not Found")

@@ -36,9 +36,8 @@ def _predict(model: Model, signature_name: str, document: dict[str, Any], timeou
             raise _refusal(document, "Expecting only one of 'inputs' or 'instances' keys to exist")
         instances = _array(document, "instances", "", "No values in 'instances' array")
         inputs = rest_tensors.rows(instances, signature.inputs)
-        return {
-            "predictions": _by_row(inference.predict(model, signature, inputs, (), timeout_ms), signature)
-        }
+        outputs = inference.predict(model, signature, inputs, (), timeout_ms)
+        return {"predictions": _by_row(outputs, signature)}
     require("inputs" in document, "Missing 'inputs' or 'instances' key")
     inputs = rest_tensors.columns(document["inputs"], signature.inputs)
     outputs = inference.predict(model, signature, inputs, (), timeout_ms)

@@ -20,7 +20,6 @@ Inputs = Mapping[str, meta_graph_pb2.TensorInfo]
 _JSON_TYPES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}, "O": {str, dict}}
 _NO_JSON = [tensors.NUMPY_DTYPES[number] for number in (types_pb2.DT_HALF, types_pb2.DT_UINT16)]
 _SEVERAL = "as multiple input tensors required as per tensorinfo_map"
-_MAX_QUOTED = 256
 
 
 def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -99,17 +98,14 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
         what = f"Conversion of JSON Value: {quote(flat[0])} to type: {_name(target)}"
         raise StatusError("UNIMPLEMENTED", what)
     limits = np.iinfo(target if target.itemsize >= 4 else np.int32) if target.kind in "iu" else None
+
+    def fits(item: Any) -> bool:
+        return type(item) in types and (limits is None or limits.min <= item <= limits.max)
+
     if isinstance(flat, np.ndarray):
-        good = type(flat[0].item()) in types and (
-            limits is None or limits.min <= flat.min() <= flat.max() <= limits.max
-        )
-        wrong = [] if good else flat[:1].tolist()
+        wrong = [] if fits(flat.min().item()) and fits(flat.max().item()) else flat[:1].tolist()
     else:
-        wrong = [
-            item
-            for item in flat
-            if type(item) not in types or (limits is not None and not limits.min <= item <= limits.max)
-        ]
+        wrong = [item for item in flat if not fits(item)]
     if wrong:
         what = f"JSON Value: {quote(wrong[0])} Type: {json_type(wrong[0])}"
         raise invalid_argument(f"{what} is not of expected type: {_name(target)}")
@@ -132,14 +128,14 @@ def _name(dtype: np.dtype) -> str:
 
 def quote(value: Any) -> str:
     """A value in an error message: its beginning."""
-    return json.dumps(value, indent=4, ensure_ascii=False, default=str)[:_MAX_QUOTED]
+    return json.dumps(value, indent=4, ensure_ascii=False, default=str)[:256]
 
 
 def json_type(value: Any) -> str:
     """The name of a JSON value's type in error messages."""
-    if value is None or isinstance(value, bool):
-        return {None: "Null", True: "True", False: "False"}[value]
-    names = {dict: "Object", list: "Array", np.ndarray: "Array", str: "String"}
+    if isinstance(value, bool):
+        return str(value)
+    names = {type(None): "Null", dict: "Object", list: "Array", np.ndarray: "Array", str: "String"}
     return names.get(type(value), "Number")
 
 

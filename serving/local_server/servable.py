@@ -14,8 +14,7 @@ from serving.local_server.flags import Flags
 from serving.local_server.inference import Model
 from serving.local_server.status import StatusError, from_exception, require
 
-_MAX_WARMUP_RECORDS = 1000
-_WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
+_ONE_TASK = {"classify_log": inference.CLASSIFY, "regress_log": inference.REGRESS}
 
 
 def load(
@@ -51,17 +50,15 @@ def load(
 def warm_up(model: Model, path: str, iterations: int = 1) -> None:
     """Replay the requests stored in a version's folder on its model, each `iterations` times.
 
-    The model and version that the requests name do not count; their signature does. One that fails, and a
-    file that is no TFRecord file of at most 1000 PredictionLogs, is an error.
-    """
-    file = os.path.join(path, _WARMUP_FILE)
+    Their model and version do not count; their signature does. One that fails, as a file that is no TFRecord
+    file of at most 1000 PredictionLogs, is an error."""
+    file = os.path.join(path, "assets.extra", "tf_serving_warmup_requests")
     if not os.path.isfile(file):
         return
     started, status = time.perf_counter(), "OK"
     try:
         for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(file)):
-            what = f"Number of warmup records exceeds the maximum ({_MAX_WARMUP_RECORDS}) at {file}"
-            require(number < _MAX_WARMUP_RECORDS, what)
+            require(number < 1000, f"Number of warmup records exceeds the maximum (1000) at {file}")
             for _ in range(max(iterations, 1)):
                 _replay(model, prediction_log_pb2.PredictionLog.FromString(record))
             metrics.WARMUP_RECORDS.add(path, "OK")
@@ -73,14 +70,13 @@ def warm_up(model: Model, path: str, iterations: int = 1) -> None:
 
 
 def _replay(model: Model, log: prediction_log_pb2.PredictionLog) -> None:
-    kind = log.WhichOneof("log_type")
+    kind = log.WhichOneof("log_type") or ""
     request: Any = getattr(log, kind).request if kind else None
     if kind == "predict_log":
         inference.predict_request(model, request)
-    elif kind in ("classify_log", "regress_log"):
-        method = inference.CLASSIFY if kind == "classify_log" else inference.REGRESS
-        inference.one_task(model, method, request.model_spec.signature_name, request.input)
     elif kind == "multi_inference_log":
         inference.multi_inference(model, request)
+    elif kind in _ONE_TASK:
+        inference.one_task(model, _ONE_TASK[kind], request.model_spec.signature_name, request.input)
     elif kind:
         raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import tensorflow as tf
@@ -30,7 +31,7 @@ def run(arguments: list[str]) -> int:
     usage = command_line.usage("keras-bn-model-server")
     try:
         flags, unsupported, leftover = command_line.parse(arguments)
-    except command_line.BadValue as error:
+    except ValueError as error:
         _log.error("%s", error)
         print(usage, flush=True)
         return _FAILED
@@ -96,11 +97,8 @@ def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> 
 
 def _drain(apis: list[GrpcServer | HttpServer], seconds: float) -> None:
     """Let both APIs finish their requests at once: a drain must not take twice its time."""
-    ends = [threading.Thread(target=api.stop, args=(seconds,)) for api in apis]
-    for end in ends:
-        end.start()
-    for end in ends:
-        end.join()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda api: api.stop(seconds), apis))
 
 
 def _check(flags: Flags) -> ModelServerConfig:

@@ -34,9 +34,8 @@ DATATYPES = {dtype: number for number, dtype in NUMPY_DTYPES.items()}
 def to_array(proto: tensor_pb2.TensorProto) -> np.ndarray:
     """The array a TensorProto holds.
 
-    Of a typed field with fewer values than the shape asks for the last one is repeated, of one with none
-    zeros are made, and values in excess are ignored (`tf.make_ndarray` refuses those). A ValueError if
-    there is no such dtype or shape, or the `tensor_content` is of another size.
+    Of a typed field with fewer values than the shape asks for the last one is repeated (or zero if there is
+    none), and values in excess are ignored. What is no tensor is a ValueError.
     """
     try:
         dtype, content = NUMPY_DTYPES[proto.dtype], proto.tensor_content
