@@ -143,7 +143,8 @@ def _request(endpoint: Endpoint, exchange: Exchange) -> dict[str, Any]:
 def _transport_error(endpoint: Endpoint, exchange: Exchange, error: Exception) -> ServingError:
     if isinstance(error, httpcore.TimeoutException):
         return _timeout(endpoint, exchange)
-    hint = " (is this the REST port?)" if isinstance(error, httpcore.RemoteProtocolError) else ""
+    is_http = "disconnected" in str(error) or not isinstance(error, httpcore.RemoteProtocolError)
+    hint = "" if is_http else " (is this the REST port?)"
     return UnavailableError(f"no answer from {_name(endpoint)}: {error or type(error).__name__}{hint}")
 
 

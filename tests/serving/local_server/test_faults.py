@@ -101,7 +101,8 @@ def test_sigterm_under_load_loses_no_request_that_it_took(models: Path, start: S
         thread.start()
     until(lambda: len(answered) > 100)
     os.kill(server.pid, signal.SIGTERM)
-    assert server.wait_for_exit(30) == 0
+    # A connection accepted at that moment may be served until the drain ends, after 30 s.
+    assert server.wait_for_exit(60) == 0
     for thread in threads:
         thread.join()
     assert set(map(tuple, answered)) == {(4.0, 5.0)}
