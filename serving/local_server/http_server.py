@@ -2,11 +2,13 @@
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -16,7 +18,8 @@ _MAX_HEAD_BYTES = 8 << 20  # TF Serving has no limit; no client sends as much
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, which keeps heads and trailers without end: 20 bytes for each that is sent."""
+    """uvicorn's, which keeps heads and trailers without end (20 bytes for each that is sent), drops an empty
+    query and a fragment, and answers 400 to unknown methods."""
 
     _head_bytes = 0
 
@@ -30,10 +33,24 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
         super().on_headers_complete()
+        target = self.url.decode("latin-1")
+        if not target.startswith("/"):  # http://host/path
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        self.scope["target"] = target  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
         super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        # uvicorn calls this while it handles the parser's error.
+        if not isinstance(sys.exc_info()[1], httptools.HttpParserInvalidMethodError):
+            return super().send_400_response(msg)
+        answer = page(501, "Not Implemented")
+        head = f"HTTP/1.1 501 Not Implemented\r\nContent-Type: {answer.content_type}\r\nConnection: close"
+        length = f"Content-Length: {len(answer.body)}"
+        self.transport.write(f"{head}\r\n{length}\r\n\r\n".encode() + answer.body)
+        self.transport.close()
 
 
 class HttpServer:
@@ -84,9 +101,7 @@ class HttpServer:
             if len(body) > self._max_body:
                 return await _send(send, page(413, "Request Entity Too Large"))
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        target = (scope["raw_path"] + query).decode("latin-1")
-        request = Request(scope["method"], target, headers, bytes(body))
+        request = Request(scope["method"], scope["target"], headers, bytes(body))
         await _send(send, await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, request))
 
 

@@ -72,6 +72,8 @@ class RestApi:
         """The response to any request."""
         if re.search(r"%(?![0-9A-Fa-f]{2})|[^\x21-\x7e]", request.target):
             return page(400, "Bad Request")
+        if request.method in ("TRACE", "CONNECT"):
+            return page(501, "Not Implemented")
         if re.match(r"/v1/", request.target, re.IGNORECASE):
             return self._answer(request)
         path, query, _ = request.target.partition("?")
@@ -87,7 +89,7 @@ class RestApi:
         started, name, verb, code, body = time.perf_counter(), "", "", "OK", b""
         try:
             if request.method == "OPTIONS":
-                require(re.search("https?://", request.headers.get("origin", "")), "No origin")
+                require(re.search("https?://", request.headers.get("origin", "")), "")
             else:
                 match = re.fullmatch(_PATTERNS.get(request.method, "(?!)"), request.target, re.IGNORECASE)
                 if match:
@@ -96,7 +98,7 @@ class RestApi:
         except Exception as failure:
             error = from_exception(failure)
             code = error.code
-            if request.method != "OPTIONS":
+            if error.message:
                 body = _encoded({"error": error.message.encode("utf-8", "replace").decode()})
         metrics.record("REST", verb, name, code, started, self._flags.log_requests)
         headers = _CORS if self._flags.rest_api_enable_cors_support else {}
@@ -107,8 +109,8 @@ class RestApi:
         # The pattern ignores case, the verb does not.
         if match is None or verb not in ("", *rest_methods.VERBS):
             raise invalid_argument(f"Malformed request: {request.method} {request.target}")
-        number = None if match["version"] is None else int(match["version"][-20:])
-        require(number is None or number < 2**63, f"Failed to convert version: {number} to numeric.")
+        number = None if match["version"] is None else int(match["version"].lstrip("0")[:20] or 0)
+        require(number is None or number < 2**63, "")
         label = _decoded(match["label"])
         if verb:
             body = _body(request, self._flags.rest_api_max_body_bytes)

@@ -33,7 +33,10 @@ def _predict(model: Model, signature_name: str, document: dict[str, Any], timeou
     require(signature.inputs, f"Failed to get input map for signature: {signature_name or 'DEFAULT'}")
     if "instances" in document:
         if "inputs" in document:
-            raise _refusal(document, "Expecting only one of 'inputs' or 'instances' keys to exist")
+            raise _refusal(
+                document,
+                "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ",
+            )
         instances = _array(document, "instances", "", "No values in 'instances' array")
         inputs = rest_tensors.rows(instances, signature.inputs)
         outputs = inference.predict(model, signature, inputs, (), timeout_ms)

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -127,8 +127,28 @@ def _name(dtype: np.dtype) -> str:
 
 
 def quote(value: Any) -> str:
-    """A value in an error message: its beginning."""
-    return json.dumps(value, indent=4, ensure_ascii=False, default=str)[:256]
+    """A value in an error message: arrays on one line, until a NaN or the token past 256 bytes."""
+    text = ""
+    for token in _tokens(value, "\n"):
+        text += token
+        if not token or len(text.encode("utf-8", "replace")) > 256:
+            break
+    return text
+
+
+def _tokens(value: Any, line: str) -> Iterator[str]:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not value or not isinstance(value, list | dict):
+        token = json.dumps(value, ensure_ascii=False)
+        yield "" if token in ("NaN", "Infinity", "-Infinity") else token
+        return
+    inner, comma, ends = ("", ", ", "[]") if isinstance(value, list) else (f"{line}    ", ",", "{}")
+    for index, item in enumerate(value):
+        yield f"{comma if index else ends[0]}{inner}"
+        if isinstance(value, dict):
+            yield f"{json.dumps(item, ensure_ascii=False)}: "
+        yield from _tokens(value[item] if isinstance(value, dict) else item, inner or line)
+    yield ends[1] if isinstance(value, list) else f"{line}{ends[1]}"
 
 
 def json_type(value: Any) -> str:
