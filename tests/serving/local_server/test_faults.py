@@ -60,6 +60,7 @@ def test_killed_under_load_and_started_again(models: Path, start: Start) -> None
 def test_sigterm_answers_what_it_has_accepted(models: Path, start: Start) -> None:
     server = start(model_name="m", model_base_path=models / "slow")
     predict(server, body=b'{"instances": [1]}')
+    time.sleep(1)  # in which the server closes that connection
     idle, answers = descriptors(server.pid), []
 
     def ask() -> None:
