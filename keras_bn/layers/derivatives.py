@@ -1,5 +1,6 @@
 """Derivatives within a layer's own call, on any backend."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +29,6 @@ def vjp(function: Callable[[Any], tuple[Any, Any]], at: Any) -> tuple[Any, Calla
             tape.watch(at)
             value, rest = function(at)
         return value, lambda c: tape.gradient(value, at, c), rest
-    differentiate: Any
-    if backend == "jax":
-        from jax import vjp as differentiate
-    else:
-        from torch.func import vjp as differentiate
-    value, pull, rest = differentiate(function, at, has_aux=True)
+    functions = importlib.import_module("jax" if backend == "jax" else "torch.func")
+    value, pull, rest = functions.vjp(function, at, has_aux=True)
     return value, lambda c: pull(c)[0], rest
