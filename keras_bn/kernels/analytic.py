@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_bn.statistics.moments import Moments, summed, values_counted
+from keras_bn.statistics.moments import Moments, reduction_axes, summed, values_counted
 
 # Up to this ratio of mean to standard deviation E[x²] - E[x]² loses four bits, no more than rounding
 # x / deviation does; beyond it, x is shifted first.
@@ -27,7 +27,7 @@ def batch_norm(
     static_shape, shape = x.shape, tf.shape(x)
     rank, channels = len(static_shape), static_shape[axis]
     axis %= rank
-    axes = [a for a in range(rank) if a != axis]
+    axes = reduction_axes(rank, axis)
     count = values_counted(x, axes, mask)
     if mask is not None:
         count = tf.broadcast_to(tf.squeeze(count, axes), [channels])

@@ -1,11 +1,10 @@
 """TensorFlow's FusedBatchNormV3 for any axis, made safe for badly scaled data."""
 
-import math
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_bn.statistics.moments import Moments
+from keras_bn.statistics.moments import Moments, reduction_axes, value_count
 
 # Beyond this ratio of mean to standard deviation the kernel's single-precision sums lose the variance: at
 # 1e6, over 400 000 values, its mean is off by 1000 standard deviations.
@@ -17,7 +16,7 @@ def batch_norm(x: Any, gamma: Any, beta: Any, epsilon: float, axis: int) -> tupl
     axis %= len(x.shape)
     kernel = _fused(_as_rows(x, axis), gamma, beta, epsilon)
     # The kernel returns the unbiased variance; the batch was normalized by the biased one.
-    count = _values_per_channel(x, axis)
+    count = value_count(x, reduction_axes(len(x.shape), axis), "float32")
     variance = kernel.variance * (tf.maximum(count - 1, 0) / tf.maximum(count, 1))
     return _like(x, kernel.y, axis), Moments(count, kernel.mean, variance)
 
@@ -28,7 +27,8 @@ def _as_rows(x: Any, axis: int) -> Any:
     if axis == rank - 1:
         return x if rank == 4 else tf.reshape(x, [-1, 1, 1, channels])
     # Transposing three axes and back takes less than converting 16 bits to 32 for operations in place.
-    before, after = _lengths_around(x, axis)
+    shape = tf.shape(x)
+    before, after = tf.reduce_prod(shape[:axis]), tf.reduce_prod(shape[axis + 1 :])
     return tf.transpose(tf.reshape(x, [before, channels, after, 1]), [0, 2, 3, 1])
 
 
@@ -38,19 +38,6 @@ def _like(x: Any, rows: Any, axis: int) -> Any:
     if axis == rank - 1:
         return rows if rank == 4 else tf.ensure_shape(tf.reshape(rows, tf.shape(x)), x.shape)
     return tf.ensure_shape(tf.reshape(tf.transpose(rows, [0, 3, 1, 2]), tf.shape(x)), x.shape)
-
-
-def _lengths_around(x: Any, axis: int) -> tuple[Any, Any]:
-    shape = tf.shape(x)
-    return tf.reduce_prod(shape[:axis]), tf.reduce_prod(shape[axis + 1 :])
-
-
-def _values_per_channel(x: Any, axis: int) -> Any:
-    others = [*x.shape[:axis], *x.shape[axis + 1 :]]
-    if None not in others:
-        return tf.constant(math.prod(others), tf.float32)
-    before, after = _lengths_around(x, axis)
-    return tf.cast(before * after, tf.float32)
 
 
 class _Kernel(NamedTuple):

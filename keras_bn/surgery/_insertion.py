@@ -15,6 +15,7 @@ from keras_bn.surgery import _regularization
 from keras_bn.surgery._copying import Copies
 from keras_bn.surgery._placement import Place
 from keras_bn.surgery.graph import Call
+from keras_bn.surgery.normalizations import averaged_variance
 from keras_bn.surgery.report import Row
 
 
@@ -113,10 +114,9 @@ def make_identity(layer: Any, bias: np.ndarray | None, moments: PopulationMoment
     """
     if not moments.count:
         raise KerasBNError(f"No value of the data reaches {layer.name!r}: its mask leaves nothing.")
-    unbiased = getattr(layer, "unbiased_variance", False) and moments.count > 1
     mean = moments.mean.astype(layer.moving_mean.dtype)
     layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(moments.unbiased_variance if unbiased else moments.variance)
+    layer.moving_variance.assign(averaged_variance(layer, moments))
     layer.gamma.assign(ops.sqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon))
     layer.beta.assign(mean if bias is None else mean + bias)
     if getattr(layer, "batches_seen", None) is not None:

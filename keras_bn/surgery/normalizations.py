@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery.graph import Call, calls, is_graph, walk
 
 
@@ -19,6 +22,15 @@ def is_batch_normalization(layer: object) -> bool:
     True
     """
     return isinstance(layer, (keras.layers.BatchNormalization, BatchNormalization))
+
+
+def averaged_variance(layer: keras.Layer, moments: PopulationMoments) -> NDArray[np.float64]:
+    """The variance that a layer's moving_variance stands for: unbiased where the layer says so, else biased.
+
+    Of a single value per channel there is no unbiased one, so it is the biased one then.
+    """
+    unbiased = getattr(layer, "unbiased_variance", False) and moments.count > 1
+    return moments.unbiased_variance if unbiased else moments.variance
 
 
 def batch_normalizations(model: keras.Model) -> list[Call]:

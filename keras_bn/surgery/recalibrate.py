@@ -15,7 +15,7 @@ from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery.graph import losses, rewrite
-from keras_bn.surgery.normalizations import batch_normalizations
+from keras_bn.surgery.normalizations import averaged_variance, batch_normalizations
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
@@ -117,8 +117,7 @@ def _update(layer: keras.Layer, moments: PopulationMoments) -> tuple[str, str]:
     """Give a layer its new statistics; returns the action and what came of it."""
     if not moments.count:
         return "left alone", "the mask leaves no value"
-    unbiased = getattr(layer, "unbiased_variance", False) and moments.count > 1
-    mean, variance = moments.mean, moments.unbiased_variance if unbiased else moments.variance
+    mean, variance = moments.mean, averaged_variance(layer, moments)
     old_mean, old_variance = (np.array(v, float) for v in (layer.moving_mean, layer.moving_variance))
     layer.moving_mean.assign(mean)
     layer.moving_variance.assign(variance)

@@ -131,11 +131,9 @@ def retrofit(
 
 def _plus(inputs: Any, bias: Any, axis: int) -> Any:
     """The inputs with the bias that the layer before them has lost."""
-    return (
-        inputs
-        if bias is None
-        else inputs + keras.ops.cast(along(bias, len(inputs.shape), axis), inputs.dtype)
-    )
+    if bias is None:
+        return inputs
+    return inputs + keras.ops.cast(along(bias, len(inputs.shape), axis), inputs.dtype)
 
 
 def _in_graph_order(rows: list[Row], paths: list[str]) -> tuple[Row, ...]:

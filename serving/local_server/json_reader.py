@@ -101,10 +101,8 @@ def _shape(structure: bytes) -> list[int] | None:
     shape: list[int] = []
     block = b""  # an array of the level below
     for level in range(1, rank + 1 if rank <= _MAX_RANK else 0):
-        end = structure.find(b"]" * level)
-        inside = (
-            end + level - 1 - (rank - level + 1)
-        )  # the length of what is in the first array of this level
+        # The first array of this level lies between its opening bracket and the last of `level` closing ones.
+        inside = structure.find(b"]" * level) + level - 1 - (rank - level + 1)
         size = (inside + 1) // (len(block) + 1)
         if size < 1:
             return None
