@@ -7,6 +7,7 @@ is a ratio, so that it does not depend on the machine.
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -14,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 import keras_bn
-from benchmarks.timing import interleaved, machine, pin_threads, ratio_row, table
+from benchmarks.timing import Factories, machine, pin_threads, ratio_row, rebuilt, table
 
 SHAPES = [(32, 56, 56, 64), (32, 14, 14, 512), (16, 112, 112, 64), (256, 1024), (32, 512)]
-OURS, KERAS, TF_KERAS, TORCH, FLOOR = "keras_bn", "keras", "tf_keras", "torch", "8 streams"
+OURS, KERAS, TF_KERAS, TORCH = "keras_bn", "keras", "tf_keras", "torch"
+BARE, FLOOR = "FusedBatchNormV3", "8 streams"
 MEMORY_SHAPE = (16, 112, 112, 64)
 _LAYOUTS = [(shape, axis) for axis in (-1, 1) for shape in SHAPES if axis == -1 or len(shape) == 4]
 
@@ -28,13 +30,14 @@ def main() -> None:
     pin_threads()
     tf.get_logger().setLevel("ERROR")  # of retracing: every row traces anew
     print(f"{machine()}\n")
-    columns = [OURS, KERAS, TF_KERAS, TORCH, FLOOR]
     _section(
         "One training step of the layer, forward and backward, float32",
+        "`FusedBatchNormV3` is TensorFlow's operation and its gradient without a layer, for channels last. "
         "`8 streams` is four copies of the tensor by one thread: what the step must read and write. "
         "Channels-first rows are the same tensors with the channels on axis 1.",
-        columns,
+        [OURS, KERAS, TF_KERAS, TORCH, BARE, FLOOR],
         [(_name(shape, axis), _training(shape, axis)) for shape, axis in _LAYOUTS],
+        builds=3,
     )
     _section(
         "The same under `jit_compile=True`",
@@ -44,8 +47,9 @@ def main() -> None:
             (
                 _name(shape, axis),
                 {
-                    kind: _step(_LAYERS[kind](axis=axis), _arranged(shape, axis), compiled=True)
-                    for kind in (OURS, KERAS)
+                    kind: partial(_step, partial(layer, axis=axis), _arranged(shape, axis), compiled=True)
+                    for kind, layer in _LAYERS.items()
+                    if kind in (OURS, KERAS)
                 },
             )
             for shape, axis in _LAYOUTS
@@ -55,14 +59,16 @@ def main() -> None:
         "Inference, float32",
         "",
         [OURS, KERAS],
-        [(_name(shape, axis), _inference(shape, axis)) for axis in (-1, 1) for shape in SHAPES[:2]]
-        + [(_name(SHAPES[3], -1), _inference(SHAPES[3], -1))],
+        [(_name(shape, axis), _inferences(shape, axis)) for axis in (-1, 1) for shape in SHAPES[:2]]
+        + [(_name(SHAPES[3], -1), _inferences(SHAPES[3], -1))],
+        builds=2,
     )
     _section(
         "What masks, mixed precision and the variants cost in a training step",
         f"Inputs of shape {SHAPES[1]}; the mask, of shape {SHAPES[1][:3]}, keeps about half.",
         [OURS, *_VARIANTS],
         [("", _variants(SHAPES[1]))],
+        builds=2,
     )
     _section(
         "A training step of a whole network before and after `keras_bn.convert`",
@@ -72,15 +78,17 @@ def main() -> None:
     )
     print(f"### Peak memory of a training step, {_name(MEMORY_SHAPE, -1)}\n")
     print("Growth of the process, the two inputs and the two results included, in tensors of that shape.\n")
-    print(table(list(_LAYERS), [[f"{_peak_in_a_process(kind):.1f}" for kind in _LAYERS]]))
+    print(table(_PEAKS, [[f"{_peak_in_a_process(name):.1f}" for name in _PEAKS]]))
 
 
-def _section(title: str, note: str, columns: list[str], rows: list[tuple[str, dict[str, Run]]]) -> None:
+def _section(
+    title: str, note: str, columns: list[str], rows: list[tuple[str, Factories]], builds: int = 1
+) -> None:
     print(f"### {title}\n")
     if note:
         print(f"{note}\n")
     header = ["", f"{columns[0]}, ms", *(f"{name} / {columns[0]}" for name in columns[1:])]
-    seconds = [(name, interleaved(runs, least_seconds=1.0)) for name, runs in rows]
+    seconds = [(name, rebuilt(runs, builds, least_seconds=max(0.5, 1 / builds))) for name, runs in rows]
     print(table(header, [ratio_row(name, times, columns, columns[0]) for name, times in seconds]))
     print(flush=True)
 
@@ -107,33 +115,64 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 
 
 def _step(
-    layer: Any, shape: tuple[int, ...], compiled: bool = False, mask: Any = None, dtype: str = "float32"
+    layer: Callable[[], Any],
+    shape: tuple[int, ...],
+    compiled: bool = False,
+    mask: Any = None,
+    dtype: str = "float32",
 ) -> Run:
     """Outputs and all gradients, in a graph."""
+    built = layer()
+    built.build(shape)
+    weights = [w if isinstance(w, tf.Variable) else w.value for w in built.trainable_variables]
+    arguments = {"training": True} if mask is None else {"training": True, "mask": mask}
+    return _differentiated(lambda x: built(x, **arguments), weights, shape, compiled, dtype)
+
+
+def _differentiated(
+    normalize: Callable[[Any], Any],
+    weights: list[tf.Variable],
+    shape: tuple[int, ...],
+    compiled: bool = False,
+    dtype: str = "float32",
+) -> Run:
     x, dy = (tf.cast(tf.random.normal(shape), dtype) for _ in range(2))
-    layer.build(shape)
-    weights = [w if isinstance(w, tf.Variable) else w.value for w in layer.trainable_variables]
 
     @tf.function(jit_compile=compiled)
     def step(x: tf.Tensor, dy: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = layer(x, training=True) if mask is None else layer(x, training=True, mask=mask)
+            y = normalize(x)
         return y, tape.gradient(y, [x, *weights], dy)
 
     return lambda: step(x, dy)
 
 
-def _training(shape: tuple[int, ...], axis: int) -> dict[str, Run]:
+def _bare_step(shape: tuple[int, ...]) -> Run:
+    gamma, beta = tf.Variable(tf.ones(shape[-1])), tf.Variable(tf.zeros(shape[-1]))
+
+    def normalize(x: tf.Tensor) -> tf.Tensor:
+        image = tf.reshape(x, shape if len(shape) == 4 else (shape[0], 1, 1, shape[1]))
+        return tf.reshape(tf.compat.v1.nn.fused_batch_norm(image, gamma, beta)[0], shape)
+
+    return _differentiated(normalize, [gamma, beta], shape)
+
+
+def _training(shape: tuple[int, ...], axis: int) -> Factories:
     arranged = _arranged(shape, axis)
-    runs = {kind: _step(layer(axis=axis), arranged) for kind, layer in _LAYERS.items()}
+    steps = {kind: partial(_step, partial(layer, axis=axis), arranged) for kind, layer in _LAYERS.items()}
+    bare = {BARE: partial(_bare_step, shape)} if axis == -1 else {}
+    return {**steps, **bare, TORCH: partial(_torch_step, shape, axis), FLOOR: partial(_copies, shape)}
+
+
+def _copies(shape: tuple[int, ...]) -> Run:
     source, target = np.ones(shape, "float32"), np.empty(shape, "float32")
 
     def copies() -> None:
         for _ in range(4):
             np.copyto(target, source)
 
-    return {**runs, TORCH: _torch_step(shape, axis), FLOOR: copies}
+    return copies
 
 
 def _torch_step(shape: tuple[int, ...], axis: int) -> Run:
@@ -152,36 +191,40 @@ def _torch_step(shape: tuple[int, ...], axis: int) -> Run:
     return step
 
 
-def _inference(shape: tuple[int, ...], axis: int) -> dict[str, Run]:
-    x = tf.random.normal(_arranged(shape, axis))
-    runs = {}
-    for kind in (OURS, KERAS):
+def _inferences(shape: tuple[int, ...], axis: int) -> Factories:
+    def factory(kind: str) -> Run:
+        x = tf.random.normal(_arranged(shape, axis))
         layer = _LAYERS[kind](axis=axis)
         layer.build(x.shape)
         function = tf.function(layer)
-        runs[kind] = lambda function=function: function(x)
-    return runs
+        return lambda: function(x)
+
+    return {kind: partial(factory, kind) for kind in (OURS, KERAS)}
 
 
 _VARIANTS = ["mask", "keras, mask", "mixed_bfloat16", "keras, mixed_bfloat16", "renorm", "ghosts of 8"]
 
 
-def _variants(shape: tuple[int, ...]) -> dict[str, Run]:
-    mask = tf.constant(np.random.default_rng(0).random(shape[:3]) < 0.5)
-    ours, theirs = keras_bn.BatchNormalization, keras.layers.BatchNormalization
+def _variants(shape: tuple[int, ...]) -> Factories:
+    mask = _half_mask(shape)
+    ours, theirs = _LAYERS[OURS], _LAYERS[KERAS]
     half = {"dtype": "mixed_bfloat16"}
     return {
-        OURS: _step(ours(), shape),
-        "mask": _step(ours(), shape, mask=mask),
-        "keras, mask": _step(theirs(), shape, mask=mask),
-        "mixed_bfloat16": _step(ours(**half), shape, dtype="bfloat16"),
-        "keras, mixed_bfloat16": _step(theirs(**half), shape, dtype="bfloat16"),
-        "renorm": _step(keras_bn.BatchRenormalization(), shape),
-        "ghosts of 8": _step(keras_bn.GhostBatchNormalization(8), shape),
+        OURS: partial(_step, ours, shape),
+        "mask": partial(_step, ours, shape, mask=mask),
+        "keras, mask": partial(_step, theirs, shape, mask=mask),
+        "mixed_bfloat16": partial(_step, partial(ours, **half), shape, dtype="bfloat16"),
+        "keras, mixed_bfloat16": partial(_step, partial(theirs, **half), shape, dtype="bfloat16"),
+        "renorm": partial(_step, keras_bn.BatchRenormalization, shape),
+        "ghosts of 8": partial(_step, partial(keras_bn.GhostBatchNormalization, 8), shape),
     }
 
 
-def _network(name: str) -> dict[str, Run]:
+def _half_mask(shape: tuple[int, ...]) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(0).random(shape[:-1]) < 0.5)
+
+
+def _network(name: str) -> Factories:
     before = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classes=10)
     after = keras_bn.convert(before).model
     x, labels = tf.random.normal((16, 96, 96, 3)), tf.one_hot(tf.range(16) % 10, 10)
@@ -190,21 +233,29 @@ def _network(name: str) -> dict[str, Run]:
         model.compile(keras.optimizers.SGD(1e-3), "categorical_crossentropy")
         return lambda: model.train_on_batch(x, labels)
 
-    return {"after": step(after), "before": step(before)}
+    return {"after": partial(step, after), "before": partial(step, before)}
 
 
-def _peak_in_a_process(kind: str) -> float:
+_PEAKS = [OURS, KERAS, TF_KERAS, f"{OURS}, mask", f"{KERAS}, mask"]
+
+
+def _peak_in_a_process(name: str) -> float:
     """The peak, in a process of its own, since the kernel counts it for the whole life of one."""
-    command = [sys.executable, "-m", "benchmarks.layer", "peak", kind]
+    command = [sys.executable, "-m", "benchmarks.layer", "peak", name]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _peak(kind: str) -> float:
+def _peak(name: str) -> float:
     pin_threads()
+    kind, masked = name.removesuffix(", mask"), name.endswith(", mask")
+
+    def step(shape: tuple[int, ...]) -> Run:
+        return _step(_LAYERS[kind], shape, mask=_half_mask(shape) if masked else None)
+
     # The libraries' own buffers are allocated by a step that is too small to matter.
-    _step(_LAYERS[kind](), (2, 8, 8, 64))()
+    step((2, 8, 8, 64))()
     before = _status("VmRSS")
-    run = _step(_LAYERS[kind](), MEMORY_SHAPE)
+    run = step(MEMORY_SHAPE)
     for _ in range(5):
         results = run()
     del results

@@ -1,9 +1,11 @@
 """Batch normalization in few operations, its gradient written out: for any axis, dtype and mask, and XLA."""
 
+import enum
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_bn.kernels import depthwise
 from keras_bn.statistics.moments import Moments, reduction_axes, summed, values_counted
 
 # Up to this ratio of mean to standard deviation E[x²] - E[x]² loses four bits, no more than rounding
@@ -11,10 +13,19 @@ from keras_bn.statistics.moments import Moments, reduction_axes, summed, values_
 _SAFE_RATIO = 4.0
 
 
+class Form(enum.Enum):
+    """Of what operations the kernel is made."""
+
+    XLA = "what XLA fuses into few loops"
+    SMALL = "few operations, for tensors that take less time than starting one does"
+    LARGE = "few passes over the tensor"
+    DEPTHWISE = "LARGE, with the passes of `depthwise`"
+
+
 def batch_norm(
-    x: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any, xla: bool
+    x: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any, form: Form
 ) -> tuple[Any, Moments]:
-    """As `kernels.tensorflow.batch_norm`, with `x` in the dtype of gamma; `xla` says whether XLA compiles it.
+    """As `kernels.tensorflow.batch_norm`, with `x` in the dtype of gamma.
 
     With d = x - shift and offset = E[d], in about a third of the passes over the data that the derivative of
     each operation would take:
@@ -22,7 +33,7 @@ def batch_norm(
         y = d * scale + beta - offset * scale,  scale = gamma / sqrt(variance + epsilon)
         dx = (dy + slope * d + constant) * scale
 
-    The shift is zero where that is safe, for it costs a pass, and else the mean, which leaves no offset.
+    The shift is zero where that is safe, for it costs a pass, and else near the mean.
     """
     static_shape, shape = x.shape, tf.shape(x)
     rank, channels = len(static_shape), static_shape[axis]
@@ -32,7 +43,7 @@ def batch_norm(
     if mask is not None:
         count = tf.broadcast_to(tf.squeeze(count, axes), [channels])
     divisor = tf.maximum(count, 1)
-    layout = _Layout(channels, axis == rank - 1, xla)
+    layout = _Layout(channels, axis == rank - 1, form)
     if not layout.channels_last:
         x = tf.reshape(x, [tf.reduce_prod(shape[:axis]), channels, tf.reduce_prod(shape[axis + 1 :])])
         mask = None if mask is None else tf.reshape(tf.broadcast_to(mask, shape), tf.shape(x))
@@ -43,36 +54,38 @@ def batch_norm(
     @tf.custom_gradient
     def normalize(x: Any, gamma: Any, beta: Any) -> Any:
         def about(shift: Any) -> tuple[Any, ...]:
-            """d, offset, mean and variance, with the mean for a shift, given another that is near."""
+            """d, offset, mean and variance, given a shift."""
             d = x - layout.spread(shift)
             with_influence = counted(d)
             offset = layout.sums(with_influence) / divisor
-            variance = layout.sums_of_squares(with_influence) / divisor - tf.square(offset)
-            return d - layout.spread(offset), tf.zeros_like(offset), shift + offset, tf.maximum(variance, 0)
+            variance = layout.squares(with_influence) / divisor - tf.square(offset)
+            return d, offset, shift + offset, tf.maximum(variance, 0)
 
-        if xla and mask is None:
+        if form is Form.XLA and mask is None:
             # XLA fuses any shift into what follows, and one from the first example saves a pass.
             first = x[:1]
             d, offset, mean, variance = about(layout.sums(first) / _values_per_channel(first, channels))
-        elif layout.channels_last or mask is not None:
+            d, offset = d - layout.spread(offset), tf.zeros_like(offset)
+        elif form in (Form.XLA, Form.SMALL):
             d, offset, mean, variance = about(layout.sums(counted(x)) / divisor)
         else:
-            mean = layout.sums(x) / divisor
-            variance = layout.sums_of_squares(x) / divisor - tf.square(mean)
+            with_influence = counted(x)
+            mean = layout.sums(with_influence) / divisor
+            variance = layout.squares(with_influence) / divisor - tf.square(mean)
             safe = tf.reduce_all(tf.square(mean) <= _SAFE_RATIO**2 * variance)
             unshifted = (x, mean, mean, variance)
             d, offset, mean, variance = tf.cond(safe, lambda: unshifted, lambda: about(mean))
         inverse = 1 / tf.sqrt(variance + epsilon)
         scale = gamma * inverse
-        y = d * layout.spread(scale) + layout.spread(beta - offset * scale)
+        y = layout.affine(d, scale, beta - offset * scale)
 
         def gradient(dy: Any, *_: Any) -> tuple[Any, Any, Any]:
             dbeta = layout.sums(dy)
-            dgamma = (layout.sums(dy * d) - offset * dbeta) * inverse
+            dgamma = (layout.products(dy, d) - offset * dbeta) * inverse
             slope = -dgamma * inverse / divisor
             constant = -dbeta / divisor - slope * offset
             # From left to right it takes the memory of one tensor.
-            dx = (dy + counted(d * layout.spread(slope) + layout.spread(constant))) * layout.spread(scale)
+            dx = (dy + counted(layout.affine(d, slope, constant))) * layout.spread(scale)
             return dx, dgamma, dbeta
 
         return (y, mean, variance), gradient
@@ -89,15 +102,15 @@ def _values_per_channel(x: Any, channels: int) -> Any:
 
 
 class _Layout(NamedTuple):
-    """Sums over all but the channels, of (..., channels) or of (before, channels, behind).
+    """The operations of a `Form` on tensors of (..., channels) or of (before, channels, behind).
 
-    The forms are the fastest of those measured. XLA's loops over several axes at once take ten times as long
-    as its matrix products, TensorFlow's three times as long as one axis after the other.
+    They are the fastest of those measured. XLA's loops over several axes at once take ten times as long as
+    its matrix products, TensorFlow's three times as long as one axis after the other.
     """
 
     channels: int
     channels_last: bool
-    xla: bool
+    form: Form
 
     def spread(self, vector: Any) -> Any:
         """A vector of channels, made to broadcast."""
@@ -106,19 +119,45 @@ class _Layout(NamedTuple):
     def sums(self, values: Any) -> Any:
         """The sum of each channel; partial ones first, which long sums in single precision need."""
         if not self.channels_last:
-            before, _, behind = tf.unstack(tf.shape(values))
-            rows = tf.reshape(values, [before * self.channels, behind])
-            return self._over_rows(tf.matmul(rows, tf.ones([behind, 1], values.dtype)))
-        if self.xla and len(values.shape) > 2:
+            rows = self._rows(values)
+            return self._over_rows(tf.matmul(rows, tf.ones([tf.shape(rows)[1], 1], rows.dtype)))
+        if self.form is Form.XLA and len(values.shape) > 2:
             values = tf.matmul(tf.ones([1, tf.shape(values)[-2]], values.dtype), values)
         return tf.reshape(summed(values, list(range(len(values.shape) - 1))), [self.channels])
 
-    def sums_of_squares(self, values: Any) -> Any:
+    def squares(self, values: Any) -> Any:
         """The sum of each channel's squares."""
-        if self.channels_last or self.xla:
-            return self.sums(tf.square(values))
+        if self.form in (Form.XLA, Form.SMALL) or self.channels_last:
+            return self.products(values, values)
         # One operation, which keeps no squares.
-        return self._over_rows(tf.square(tf.raw_ops.EuclideanNorm(input=values, axis=[2])))
+        return self._over_rows(tf.square(tf.raw_ops.EuclideanNorm(input=self._rows(values), axis=[1])))
 
-    def _over_rows(self, rows: Any) -> Any:
-        return tf.reduce_sum(tf.reshape(rows, [-1, self.channels]), 0)
+    def _rows(self, values: Any) -> Any:
+        """(before * channels, behind)"""
+        return tf.reshape(values, [-1, tf.shape(values)[2]])
+
+    def _over_rows(self, sums: Any) -> Any:
+        return tf.reduce_sum(tf.reshape(sums, [-1, self.channels]), 0)
+
+    def products(self, a: Any, b: Any) -> Any:
+        """The sum of each channel of a * b."""
+        if self.form is not Form.DEPTHWISE:
+            return self.sums(a * b)
+        sums = depthwise.products(self._table(a), self._table(b))
+        if self.channels_last:
+            return self._over_rows(sums)
+        return tf.reduce_sum(tf.reshape(sums, [self.channels, -1]), 1)
+
+    def affine(self, values: Any, scale: Any, offset: Any) -> Any:
+        """values * scale + offset, with two vectors of channels."""
+        if self.form is not Form.DEPTHWISE:
+            return values * self.spread(scale) + self.spread(offset)
+        shape = tf.shape(values)
+        row = shape[-2:] if len(values.shape) > 2 else shape[-1:]
+        scale, offset = (tf.reshape(tf.broadcast_to(self.spread(v), row), [-1]) for v in (scale, offset))
+        y = depthwise.affine(self._table(values), scale, offset)
+        return tf.ensure_shape(tf.reshape(y, shape), values.shape)
+
+    def _table(self, values: Any) -> Any:
+        """Two axes, the second one of the last two: longer would be slow, shorter would make long sums."""
+        return tf.reshape(values, [-1, tf.reduce_prod(tf.shape(values)[1:][-2:])])

@@ -80,20 +80,16 @@ def _fused(x: Any, gamma: Any, beta: Any, epsilon: float) -> _Kernel:
         kernel = _Kernel(*rest)
 
         def gradient(dy: Any, *_: Any) -> tuple[Any, Any, Any]:
-            def of(x: Any) -> tuple[Any, Any, Any]:
-                return tf.raw_ops.FusedBatchNormGradV3(
-                    y_backprop=dy,
-                    x=x,
-                    scale=gamma,
-                    reserve_space_1=kernel.reserve_1,
-                    reserve_space_2=kernel.reserve_2,
-                    reserve_space_3=kernel.reserve_3,
-                    epsilon=epsilon,
-                    is_training=True,
-                )[:3]
-
-            # x itself passes through no cond: that took some 5% of the time of all this.
-            return tf.cond(ill_scaled, lambda: of(centred(shift)), lambda: of(x))
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=tf.cond(ill_scaled, lambda: centred(shift), lambda: x),
+                scale=gamma,
+                reserve_space_1=kernel.reserve_1,
+                reserve_space_2=kernel.reserve_2,
+                reserve_space_3=kernel.reserve_3,
+                epsilon=epsilon,
+                is_training=True,
+            )[:3]
 
         return tuple(kernel._replace(mean=kernel.mean + shift)), gradient
 

@@ -6,12 +6,16 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from keras_bn.kernels import analytic, fused
+from keras_bn.kernels import analytic, depthwise, fused
+from keras_bn.kernels.analytic import Form
 from keras_bn.statistics.moments import Moments
 
 # The fused kernel costs more to start. Forward and backward it takes 1.8 times the time of the other at 2**14
 # values, 1.3 times at 2**16, 0.75 of it at 2**17 and 0.6 at 2**18, in dense and in convolutional shapes.
 _FUSED_SIZE = 2**17
+# So do depthwise convolutions: 1.1 times the time of other passes at 2**17 values, as much at 2**18, 0.8 to
+# 0.97 of it from 2**19. With fewer rows the vectors of columns are too much to read.
+_DEPTHWISE_SIZE, _DEPTHWISE_ROWS = 2**19, 8
 # For lengths that are not known while tracing: the batch size that Keras trains with if not told otherwise,
 # and images and sequences of a common size.
 _USUAL_BATCH, _USUAL_LENGTH = 32, 64
@@ -38,7 +42,8 @@ def batch_norm(
     xla = not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     if mask is None and not xla and gamma.dtype == tf.float32 and _suits_fused(x, axis):
         return fused.batch_norm(x, gamma, beta, epsilon, axis)
-    return analytic.batch_norm(tf.cast(x, gamma.dtype), gamma, beta, epsilon, axis, mask, xla)
+    x = tf.cast(x, gamma.dtype)
+    return analytic.batch_norm(x, gamma, beta, epsilon, axis, mask, Form.XLA if xla else _form(x, axis))
 
 
 def _suits_fused(x: Any, axis: int) -> bool:
@@ -47,6 +52,16 @@ def _suits_fused(x: Any, axis: int) -> bool:
         return True
     last = axis in (-1, len(x.shape) - 1)
     return x.dtype == tf.float32 and last and _likely_size(x.shape) >= _FUSED_SIZE
+
+
+def _form(x: Any, axis: int) -> Form:
+    size = _likely_size(x.shape)
+    if size < _FUSED_SIZE:
+        return Form.SMALL
+    rank = len(x.shape)
+    rows = _likely_size(x.shape[: max(1, rank - 2)] if axis in (-1, rank - 1) else x.shape[:axis])
+    suits = x.dtype == tf.float32 and size >= _DEPTHWISE_SIZE and rows >= _DEPTHWISE_ROWS
+    return Form.DEPTHWISE if suits and depthwise.available() else Form.LARGE
 
 
 def _likely_size(shape: tf.TensorShape) -> int:

@@ -1,4 +1,4 @@
-"""The two kernels: which is chosen when, and that nobody can tell which it was."""
+"""The two kernels, and the forms of one: which is chosen when, and that nobody can tell which it was."""
 
 import math
 
@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 
 from keras_bn import BatchNormalization, kernels, reference
+from keras_bn.kernels import depthwise
 from keras_bn.kernels import tensorflow as dispatch
+from keras_bn.kernels.analytic import Form
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's kernels")
 
@@ -17,46 +19,65 @@ def _ones_and_zeros(channels):
     return tf.ones(channels), tf.zeros(channels)
 
 
-@pytest.fixture(params=["fused", "analytic"])
+@pytest.fixture(params=["fused", "SMALL", "LARGE", "DEPTHWISE"])
 def kernel(request, monkeypatch):
-    """Both kernels, whatever the size."""
-    monkeypatch.setattr(dispatch, "_FUSED_SIZE", 0 if request.param == "fused" else math.inf)
+    """Each kernel and form, whatever the size; `fused` with the form it leaves the rest to."""
+    fused = request.param == "fused"
+    monkeypatch.setattr(dispatch, "_FUSED_SIZE", 0 if fused else math.inf)
+    if not fused:
+        monkeypatch.setattr(dispatch, "_form", lambda *_: Form[request.param])
 
 
 @pytest.mark.parametrize(
     ("shape", "axis", "dtype", "masked", "chosen"),
     [
         ((256, 1024), -1, "float32", False, "fused"),
-        ((64, 1024), -1, "float32", False, "analytic"),
-        ((None, 1024), -1, "float32", False, "analytic"),
+        ((64, 1024), -1, "float32", False, "SMALL"),
+        ((None, 1024), -1, "float32", False, "SMALL"),
         ((None, 8, 8, 64), 3, "float32", False, "fused"),
         ((None, None, None, 16), -1, "float32", False, "fused"),
         ((None, 16), -1, "bfloat16", False, "fused"),
-        ((8, 64, 32, 32), 1, "float32", False, "analytic"),
+        ((8, 64, 16, 16), 1, "float32", False, "LARGE"),
+        ((8, 64, 32, 32), 1, "float32", False, "DEPTHWISE"),
+        ((None, 64, 32, 32), 1, "float32", False, "DEPTHWISE"),
+        ((4, 64, 64, 32), 1, "float32", False, "LARGE"),
         ((8, 64, 32, 32), 1, "float16", False, "fused"),
-        ((256, 1024), -1, "float64", False, "analytic"),
-        ((256, 1024), -1, "float32", True, "analytic"),
+        ((512, 1024), -1, "float64", False, "LARGE"),
+        ((64, 1024), -1, "float32", True, "SMALL"),
+        ((256, 1024), -1, "float32", True, "LARGE"),
+        ((512, 1024), -1, "float32", True, "DEPTHWISE"),
+        ((1, 128, 64, 64), -1, "float32", True, "DEPTHWISE"),
+        ((1, 8192, 64), -1, "float32", True, "LARGE"),
     ],
 )
-@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("around", ["oneDNN", "no oneDNN", "XLA"])
 def test_the_kernel_is_chosen_by_what_is_known_while_tracing(
-    shape, axis, dtype, masked, chosen, xla, monkeypatch
+    shape, axis, dtype, masked, chosen, around, monkeypatch
 ):
+    monkeypatch.setattr(depthwise, "available", lambda: around == "oneDNN")
     seen = []
-    for name in ("fused", "analytic"):
-        spy = getattr(dispatch, name).batch_norm
-        monkeypatch.setattr(
-            getattr(dispatch, name), "batch_norm", lambda *a, name=name, spy=spy: seen.append(name) or spy(*a)
-        )
+
+    def fused_spy(*arguments, run=dispatch.fused.batch_norm):
+        seen.append("fused")
+        return run(*arguments)
+
+    def analytic_spy(*arguments, run=dispatch.analytic.batch_norm):
+        seen.append(arguments[-1].name)
+        return run(*arguments)
+
+    monkeypatch.setattr(dispatch.fused, "batch_norm", fused_spy)
+    monkeypatch.setattr(dispatch.analytic, "batch_norm", analytic_spy)
 
     def normalize(x):
         mask = tf.ones_like(x, tf.bool) if masked else None
         ones = tf.ones(shape[axis], "float64" if dtype == "float64" else "float32")
         return kernels.batch_norm(x, ones, ones, 1e-3, axis, mask)[0]
 
-    function = tf.function(normalize, jit_compile=xla)
+    function = tf.function(normalize, jit_compile=around == "XLA")
     function.get_concrete_function(tf.TensorSpec(shape, dtype))
-    assert seen == ["analytic" if xla else chosen]
+    if around == "no oneDNN":
+        chosen = chosen.replace("DEPTHWISE", "LARGE")
+    assert seen == ["XLA" if around == "XLA" else chosen]
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3), (2, 4, 4, 3), (2, 2, 2, 2, 3)])
@@ -81,12 +102,49 @@ def test_keeps_static_and_dynamic_shapes(shape, kernel):
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_no_rows_and_one_row_divide_by_nothing(rows, kernel):
-    y, moments = kernels.batch_norm(tf.ones((rows, 3)), *_ones_and_zeros(3), 1e-3, -1)
-    np.testing.assert_array_equal(y, np.zeros((rows, 3)))
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3)])
+def test_no_rows_and_one_row_divide_by_nothing(rows, shape, kernel):
+    axis = 1 + shape.index(3)
+    y, moments = kernels.batch_norm(tf.ones((rows, *shape)), *_ones_and_zeros(3), 1e-3, axis)
+    np.testing.assert_array_equal(y, np.zeros((rows, *shape)))
     assert moments.count == rows
     if rows:
         np.testing.assert_array_equal(moments.variance, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "mask_shape"),
+    [
+        ((12, 5), -1, (12, 1)),
+        ((9, 4, 5), -1, (9, 4, 1)),
+        ((9, 5, 4), 1, (9, 1, 4)),
+        ((3, 4, 6, 5), -1, (3, 4, 6, 5)),
+        ((3, 4, 5, 6), 2, (3, 1, 1, 6)),
+        ((8, 5, 3, 2), 1, None),
+        ((2, 3, 5, 2, 2), 2, None),
+        ((6, 2, 3, 5), -1, None),
+    ],
+)
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_forward_and_gradients_agree_with_the_oracle(shape, axis, mask_shape, in_graph, kernel):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(2, 3, shape).astype("float32") for _ in range(2))
+    gamma, beta = (rng.normal(size=shape[axis]).astype("float32") for _ in range(2))
+    mask = None if mask_shape is None else rng.random(mask_shape) < 0.7
+
+    def step(*values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            y, moments = kernels.batch_norm(*values, 1e-3, axis, mask)
+        return y, moments.mean, moments.variance, *tape.gradient(y, values, dy)
+
+    results = (tf.function(step) if in_graph else step)(*map(tf.constant, (x, gamma, beta)))
+    y, oracle = reference.train_forward(x, gamma, beta, 1e-3, axis, mask)
+    gradients = reference.train_gradients(dy, x, gamma, 1e-3, axis, mask)
+    expected = (y, oracle.mean, oracle.variance, gradients.x, gradients.gamma, gradients.beta)
+    for result, value in zip(results, expected, strict=True):
+        # Some 10 roundings, of numbers up to the largest.
+        np.testing.assert_allclose(result, value, rtol=0, atol=2e-6 * abs(value).max())
 
 
 @pytest.mark.parametrize(
@@ -149,7 +207,7 @@ def test_second_derivatives_agree_with_the_general_path(shape, axis, masked, in_
     np.testing.assert_allclose(fast, general, atol=1e-4 * abs(general).max())
 
 
-def test_channels_of_any_mean_and_deviation_are_told_apart():
+def test_channels_of_any_mean_and_deviation_are_told_apart(kernel):
     # Some within the ratio that needs no shift, some beyond, some without any variance.
     means, deviations = np.array([0, 0, 3, 5, -300, 7e3, 2.5]), np.array([1, 0, 1, 1, 1e-2, 1e2, 0])
     x = np.random.default_rng(0).normal(means[:, None, None], deviations[:, None, None], (16, 7, 20, 20))
