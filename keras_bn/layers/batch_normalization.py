@@ -263,18 +263,27 @@ class BatchNormalization(keras.layers.Layer):
 
     def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
         """Normalized inputs, and the moments that the population statistics are to learn from."""
-        return self.normalize_by_batch(inputs, mask, *self.affine_weights())
-
-    def normalize_by_batch(self, inputs: Any, mask: Any, gamma: Any, beta: Any) -> tuple[Any, Moments]:
-        """Inputs normalized by their own moments with the given gamma and beta, and the moments."""
-        if kernels.AVAILABLE and not self.synchronized:
+        gamma, beta = self.affine_weights()
+        if self.has_kernel:
             return kernels.batch_norm(inputs, gamma, beta, self.epsilon, self.axis, mask)
         x = ops.cast(inputs, self.statistics_dtype)
+        moments = self.moments(x, mask)
+        return self.normalize_by(moments, x, gamma, beta), moments
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether `kernels.batch_norm` stands in for `moments` and `normalize_by`."""
+        return kernels.AVAILABLE and not self.synchronized
+
+    def moments(self, x: Any, mask: Any) -> Moments:
+        """Of the batch, or of all replicas' batches."""
         moments = batch_moments(x, self.axis, mask)
-        if self.synchronized:
-            moments = across_replicas(moments)
+        return across_replicas(moments) if self.synchronized else moments
+
+    def normalize_by(self, moments: Moments, x: Any, gamma: Any, beta: Any) -> Any:
+        """x normalized by the moments, gamma and beta of its channels."""
         gamma, beta = (along(v, len(x.shape), self.axis) for v in (gamma, beta))
-        return self.normalize(x, moments, self.axis, gamma, beta), moments
+        return self.normalize(x, moments, self.axis, gamma, beta)
 
     def normalize(self, x: Any, moments: Moments, kept: int | tuple[int, ...], gamma: Any, beta: Any) -> Any:
         """(x - mean) * gamma / sqrt(variance + epsilon) + beta.

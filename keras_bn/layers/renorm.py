@@ -1,16 +1,18 @@
 """Batch renormalization (Ioffe, 1702.03275)."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_bn import kernels
 from keras_bn.layers.arguments import checked_schedule
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics import running
-from keras_bn.statistics.moments import Moments, along
+from keras_bn.statistics.moments import Moments
 
 Schedule = float | Sequence[tuple[int, float]]
 
@@ -80,14 +82,19 @@ class BatchRenormalization(BatchNormalization):
         return True
 
     def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
-        """Standardize by the batch, then correct by r and d towards the population."""
-        unit = ops.ones((self._channels,), self.statistics_dtype)
-        standardized, moments = self.normalize_by_batch(inputs, mask, unit, 0 * unit)
-        r, d = self.corrections(moments)
+        """Normalize by the batch, with gamma and beta corrected by r and d towards the population."""
         gamma, beta = self.affine_weights()
-        rank = len(inputs.shape)
-        x = ops.cast(standardized, self.statistics_dtype)
-        return x * along(gamma * r, rank, self.axis) + along(gamma * d + beta, rank, self.axis), moments
+        if not self.has_kernel:
+            x = ops.cast(inputs, self.statistics_dtype)
+            moments = self.moments(x, mask)
+            r, d = self.corrections(moments)
+            return self.normalize_by(moments, x, gamma * r, gamma * d + beta), moments
+        # Running the kernel's forward pass twice takes less than correcting what it returns: a step of 1.4
+        # times that of `BatchNormalization`, not 2.3 to 2.7 times.
+        normalize = partial(kernels.batch_norm, epsilon=self.epsilon, axis=self.axis, mask=mask)
+        _, moments = normalize(ops.stop_gradient(inputs), gamma, beta)
+        r, d = self.corrections(moments)
+        return normalize(inputs, gamma * r, gamma * d + beta)
 
     def corrections(self, moments: Moments) -> tuple[Any, Any]:
         """r and d of a batch, each of shape (channels,); constants to the gradient."""
