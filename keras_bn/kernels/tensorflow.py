@@ -15,7 +15,7 @@ from keras_bn.statistics.moments import Moments
 _FUSED_SIZE = 2**17
 # So do depthwise convolutions: 1.1 times the time of other passes at 2**17 values, as much at 2**18, 0.8 to
 # 0.97 of it from 2**19. With fewer rows the vectors of columns are too much to read.
-_DEPTHWISE_SIZE, _DEPTHWISE_ROWS = 2**19, 8
+_DEPTHWISE_SIZE, _DEPTHWISE_ROWS = 2**19, 16
 # For lengths that are not known while tracing: the batch size that Keras trains with if not told otherwise,
 # and images and sequences of a common size.
 _USUAL_BATCH, _USUAL_LENGTH = 32, 64
