@@ -23,7 +23,7 @@ def _ones_and_zeros(channels):
 def kernel(request, monkeypatch):
     """Each kernel and form, whatever the size; `fused` with the form it leaves the rest to."""
     fused = request.param == "fused"
-    monkeypatch.setattr(dispatch, "_FUSED_SIZE", 0 if fused else math.inf)
+    monkeypatch.setattr(dispatch, "_LARGE_SIZE", 0 if fused else math.inf)
     if not fused:
         monkeypatch.setattr(dispatch, "_form", lambda *_: Form[request.param])
 

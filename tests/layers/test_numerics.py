@@ -40,7 +40,7 @@ def test_agrees_with_the_oracle(dtype, rank, axis, masked, unbiased, path, train
     if path == "general":
         monkeypatch.setattr(kernels, "AVAILABLE", False)
     elif path == "fused":
-        monkeypatch.setattr("keras_bn.kernels.tensorflow._FUSED_SIZE", 0)
+        monkeypatch.setattr("keras_bn.kernels.tensorflow._LARGE_SIZE", 0)
     rng = np.random.default_rng(rank)
     x = rng.normal(2.0, 3.0, SHAPES[rank]).astype(DTYPES[dtype])
     dy = rng.normal(size=x.shape).astype(DTYPES[dtype])
