@@ -19,9 +19,16 @@ from benchmarks.timing import Factories, machine, pin_threads, ratio_row, rebuil
 
 SHAPES = [(32, 56, 56, 64), (32, 14, 14, 512), (16, 112, 112, 64), (256, 1024), (32, 512)]
 OURS, KERAS, TF_KERAS, TORCH = "keras_bn", "keras", "tf_keras", "torch"
-BARE, FLOOR = "FusedBatchNormV3", "8 streams"
+BARE, CALL, FLOOR = "FusedBatchNormV3", "a call", "8 streams"
 MEMORY_SHAPE = (16, 112, 112, 64)
 _LAYOUTS = [(shape, axis) for axis in (-1, 1) for shape in SHAPES if axis == -1 or len(shape) == 4]
+_WHAT_STANDS_BETWEEN = (
+    "Channels-first rows are the same tensors with the channels on axis 1. What stands between the layer and "
+    "nothing: `8 streams` is four copies of the tensor by one thread, all that a step must read and write; "
+    "`a call` is a TensorFlow function that does nothing; `FusedBatchNormV3` is TensorFlow's operation with its "
+    "gradient and no layer around it, for channels last. Channels first the step moves 14 streams: 2 for the "
+    "moments, 2 for the outputs, 3 for the sums of the gradient and 7 for the gradient."
+)
 
 Run = Callable[[], object]
 
@@ -32,10 +39,8 @@ def main() -> None:
     print(f"{machine()}\n")
     _section(
         "One training step of the layer, forward and backward, float32",
-        "`FusedBatchNormV3` is TensorFlow's operation and its gradient without a layer, for channels last. "
-        "`8 streams` is four copies of the tensor by one thread: what the step must read and write. "
-        "Channels-first rows are the same tensors with the channels on axis 1.",
-        [OURS, KERAS, TF_KERAS, TORCH, BARE, FLOOR],
+        _WHAT_STANDS_BETWEEN,
+        [OURS, KERAS, TF_KERAS, TORCH, BARE, CALL, FLOOR],
         [(_name(shape, axis), _training(shape, axis)) for shape, axis in _LAYOUTS],
         builds=3,
     )
@@ -171,7 +176,14 @@ def _training(shape: tuple[int, ...], axis: int) -> Factories:
     arranged = _arranged(shape, axis)
     steps = {kind: partial(_step, partial(layer, axis=axis), arranged) for kind, layer in _LAYERS.items()}
     bare = {BARE: partial(_bare_step, shape)} if axis == -1 else {}
-    return {**steps, **bare, TORCH: partial(_torch_step, shape, axis), FLOOR: partial(_copies, shape)}
+    others = {TORCH: partial(_torch_step, shape, axis), CALL: _call, FLOOR: partial(_copies, shape)}
+    return {**steps, **bare, **others}
+
+
+def _call() -> Run:
+    nothing = tf.function(lambda x, dy: (x, dy))
+    x, dy = tf.zeros([]), tf.zeros([])
+    return lambda: nothing(x, dy)
 
 
 def _copies(shape: tuple[int, ...]) -> Run:

@@ -10,9 +10,9 @@ from keras_bn.kernels import analytic, depthwise, fused
 from keras_bn.kernels.analytic import Form
 from keras_bn.statistics.moments import Moments
 
-# The fused kernel costs more to start. Forward and backward it takes 1.8 times the time of `Form.SMALL` at 2**14
-# values, 1.3 times at 2**16, 0.75 of it at 2**17 and 0.6 at 2**18, in dense and in convolutional shapes.
-# `Form.LARGE` takes 0.9 of it at 2**17, with a mask or with the channels first.
+# The fused kernel costs more to start. Forward and backward it takes 1.8 times the time of `Form.SMALL` at
+# 2**14 values, 1.3 times at 2**16, 0.75 of it at 2**17 and 0.6 at 2**18, for dense and convolutional shapes.
+# `Form.LARGE`, with a mask or with the channels first, takes 0.9 of it at 2**17.
 _LARGE_SIZE = 2**17
 # So do depthwise convolutions: 1.1 times the time of other passes at 2**17 values, as much at 2**18, 0.8 to
 # 0.97 of it from 2**19. With fewer rows the vectors of columns are too much to read.
