@@ -25,9 +25,9 @@ _LAYOUTS = [(shape, axis) for axis in (-1, 1) for shape in SHAPES if axis == -1 
 _WHAT_STANDS_BETWEEN = (
     "Channels-first rows are the same tensors with the channels on axis 1. What stands between the layer and "
     "nothing: `8 streams` is four copies of the tensor by one thread, all that a step must read and write; "
-    "`a call` is a TensorFlow function that does nothing; `FusedBatchNormV3` is TensorFlow's operation with its "
-    "gradient and no layer around it, for channels last. Channels first the step moves 14 streams: 2 for the "
-    "moments, 2 for the outputs, 3 for the sums of the gradient and 7 for the gradient."
+    "`a call` is a TensorFlow function that does nothing; `FusedBatchNormV3` is TensorFlow's operation with "
+    "its gradient and no layer around it, for channels last. Channels first the step moves 14 streams: 2 for "
+    "the moments, 2 for the outputs, 3 for the sums of the gradient and 7 for the gradient."
 )
 
 Run = Callable[[], object]
