@@ -33,8 +33,10 @@ def kernel(request, monkeypatch):
     [
         ((256, 1024), -1, "float32", False, "fused"),
         ((64, 1024), -1, "float32", False, "SMALL"),
-        ((None, 1024), -1, "float32", False, "SMALL"),
-        ((None, 8, 8, 64), 3, "float32", False, "fused"),
+        ((None, 1024), -1, "float32", False, "fused or SMALL"),
+        ((None, 16), -1, "float32", False, "SMALL"),
+        ((None, 8, 8, 64), 3, "float32", False, "fused or SMALL"),
+        ((None, 32, 32, 64), 3, "float32", False, "fused"),
         ((None, None, None, 16), -1, "float32", False, "fused"),
         ((None, 16), -1, "bfloat16", False, "fused"),
         ((8, 64, 16, 16), 1, "float32", False, "LARGE"),
@@ -77,7 +79,38 @@ def test_the_kernel_is_chosen_by_what_is_known_while_tracing(
     function.get_concrete_function(tf.TensorSpec(shape, dtype))
     if around == "no oneDNN":
         chosen = chosen.replace("DEPTHWISE", "LARGE")
-    assert seen == ["XLA" if around == "XLA" else chosen]
+    assert seen == (["XLA"] if around == "XLA" else chosen.split(" or "))
+
+
+@pytest.mark.parametrize("examples", [1, 4, 40])
+def test_the_kernel_is_chosen_by_the_size_of_the_batch_if_nothing_else_tells(examples, monkeypatch):
+    monkeypatch.setattr(dispatch, "_LARGE_SIZE", 100)
+    chosen = []
+    for name, module in (("fused", dispatch.fused), ("analytic", dispatch.analytic)):
+
+        def spy(x, *arguments, name=name, run=module.batch_norm):
+            tf.py_function(lambda: chosen.append(name), [], [])
+            return run(x, *arguments)
+
+        monkeypatch.setattr(module, "batch_norm", spy)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(2, 3, (examples, 5)).astype("float32") for _ in range(2))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 5])] * 2)
+    def step(x, dy):
+        gamma, beta = _ones_and_zeros(5)
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma, beta])
+            y, moments = kernels.batch_norm(x, gamma, beta, 1e-3, -1)
+        return y, moments.mean, moments.variance, *tape.gradient(y, [x, gamma, beta], dy)
+
+    results = step(x, dy)
+    assert chosen == ["fused" if examples == 40 else "analytic"]
+    y, oracle = reference.train_forward(x, np.ones(5), np.zeros(5), 1e-3, -1)
+    gradients = reference.train_gradients(dy, x, np.ones(5), 1e-3, -1)
+    expected = (y, oracle.mean, oracle.variance, gradients.x, gradients.gamma, gradients.beta)
+    for result, value in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, value, rtol=0, atol=2e-6 * max(1, abs(value).max()))
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3), (2, 4, 4, 3), (2, 2, 2, 2, 3)])
