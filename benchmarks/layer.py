@@ -45,6 +45,22 @@ def main() -> None:
         builds=3,
     )
     _section(
+        "The same where the size of the batch is not known, as in `fit`",
+        "",
+        list(_LAYERS),
+        [
+            (
+                _name(shape, axis),
+                {
+                    kind: partial(_step, partial(layer, axis=axis), _arranged(shape, axis), in_fit=True)
+                    for kind, layer in _LAYERS.items()
+                },
+            )
+            for shape, axis in ((SHAPES[1], -1), (SHAPES[3], -1), (SHAPES[4], -1), (SHAPES[1], 1))
+        ],
+        builds=2,
+    )
+    _section(
         "The same under `jit_compile=True`",
         "",
         [OURS, KERAS],
@@ -131,28 +147,31 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 def _step(
     layer: Callable[[], Any],
     shape: tuple[int, ...],
-    compiled: bool = False,
     mask: Any = None,
     dtype: str = "float32",
+    compiled: bool = False,
+    in_fit: bool = False,
 ) -> Run:
     """Outputs and all gradients, in a graph."""
     built = layer()
     built.build(shape)
     weights = [w if isinstance(w, tf.Variable) else w.value for w in built.trainable_variables]
     arguments = {"training": True} if mask is None else {"training": True, "mask": mask}
-    return _differentiated(lambda x: built(x, **arguments), weights, shape, compiled, dtype)
+    return _differentiated(lambda x: built(x, **arguments), weights, shape, dtype, compiled, in_fit)
 
 
 def _differentiated(
     normalize: Callable[[Any], Any],
     weights: list[tf.Variable],
     shape: tuple[int, ...],
-    compiled: bool = False,
     dtype: str = "float32",
+    compiled: bool = False,
+    in_fit: bool = False,
 ) -> Run:
     x, dy = (tf.cast(tf.random.normal(shape), dtype) for _ in range(2))
+    known = tf.TensorSpec((None, *shape[1:]) if in_fit else shape, dtype)
 
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=compiled, input_signature=[known, known])
     def step(x: tf.Tensor, dy: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
