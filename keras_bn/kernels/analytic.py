@@ -8,8 +8,8 @@ import tensorflow as tf
 from keras_bn.kernels import depthwise
 from keras_bn.statistics.moments import Moments, reduction_axes, summed, values_counted
 
-# Up to this ratio of mean to standard deviation E[x²] - E[x]² loses four bits, no more than rounding
-# x / deviation does; beyond it, x is shifted first.
+# Up to this ratio of mean to standard deviation E[x²] - E[x]² keeps the variance to some 4e-6 in single
+# precision, where shifted data keep it to 1e-7; beyond it, x is shifted first.
 _SAFE_RATIO = 4.0
 
 
@@ -61,18 +61,16 @@ def batch_norm(
             variance = layout.squares(with_influence) / divisor - tf.square(offset)
             return d, offset, shift + offset, tf.maximum(variance, 0)
 
-        if form is Form.XLA and mask is None:
-            # XLA fuses any shift into what follows, and one from the first example saves a pass.
-            first = x[:1]
-            d, offset, mean, variance = about(layout.sums(first) / _values_per_channel(first, channels))
-            d, offset = d - layout.spread(offset), tf.zeros_like(offset)
-        elif form in (Form.XLA, Form.SMALL):
-            d, offset, mean, variance = about(layout.sums(counted(x)) / divisor)
+        with_influence = counted(x)
+        mean = layout.sums(with_influence) / divisor
+        if form in (Form.XLA, Form.SMALL):
+            d, offset, mean, variance = about(mean)
         else:
-            with_influence = counted(x)
-            mean = layout.sums(with_influence) / divisor
             variance = layout.squares(with_influence) / divisor - tf.square(mean)
-            safe = tf.reduce_all(tf.square(mean) <= _SAFE_RATIO**2 * variance)
+            # Squares that overflowed are not safe either.
+            safe = tf.reduce_all(
+                tf.logical_and(tf.square(mean) <= _SAFE_RATIO**2 * variance, tf.math.is_finite(variance))
+            )
             unshifted = (x, mean, mean, variance)
             d, offset, mean, variance = tf.cond(safe, lambda: unshifted, lambda: about(mean))
         inverse = 1 / tf.sqrt(variance + epsilon)
@@ -96,11 +94,6 @@ def batch_norm(
     return y, Moments(count, mean, variance)
 
 
-def _values_per_channel(x: Any, channels: int) -> Any:
-    """At least 1, to be divided by."""
-    return tf.maximum(tf.cast(tf.size(x) // channels, x.dtype), 1)
-
-
 class _Layout(NamedTuple):
     """The operations of a `Form` on tensors of (..., channels) or of (before, channels, behind).
 
@@ -120,7 +113,9 @@ class _Layout(NamedTuple):
         """The sum of each channel; partial ones first, which long sums in single precision need."""
         if not self.channels_last:
             rows = self._rows(values)
-            return self._over_rows(tf.matmul(rows, tf.ones([tf.shape(rows)[1], 1], rows.dtype)))
+            if self.form is Form.XLA:
+                return self._over_rows(tf.matmul(rows, tf.ones([tf.shape(rows)[1], 1], rows.dtype)))
+            return self._over_rows(tf.reduce_sum(rows, 1))
         if self.form is Form.XLA and len(values.shape) > 2:
             values = tf.matmul(tf.ones([1, tf.shape(values)[-2]], values.dtype), values)
         return tf.reshape(summed(values, list(range(len(values.shape) - 1))), [self.channels])
@@ -129,8 +124,14 @@ class _Layout(NamedTuple):
         """The sum of each channel's squares."""
         if self.form in (Form.XLA, Form.SMALL) or self.channels_last:
             return self.products(values, values)
-        # One operation, which keeps no squares.
-        return self._over_rows(tf.square(tf.raw_ops.EuclideanNorm(input=self._rows(values), axis=[1])))
+
+        @tf.custom_gradient
+        def squares(values: Any) -> Any:
+            # One operation, which keeps no squares; but the root in it has no derivative at zero.
+            norms = tf.raw_ops.EuclideanNorm(input=self._rows(values), axis=[1])
+            return self._over_rows(tf.square(norms)), lambda d: 2 * values * self.spread(d)
+
+        return squares(values)
 
     def _rows(self, values: Any) -> Any:
         """(before * channels, behind)"""
@@ -153,11 +154,18 @@ class _Layout(NamedTuple):
         if self.form is not Form.DEPTHWISE:
             return values * self.spread(scale) + self.spread(offset)
         shape = tf.shape(values)
-        row = shape[-2:] if len(values.shape) > 2 else shape[-1:]
+        row = _row(values)
         scale, offset = (tf.reshape(tf.broadcast_to(self.spread(v), row), [-1]) for v in (scale, offset))
         y = depthwise.affine(self._table(values), scale, offset)
         return tf.ensure_shape(tf.reshape(y, shape), values.shape)
 
     def _table(self, values: Any) -> Any:
-        """Two axes, the second one of the last two: longer would be slow, shorter would make long sums."""
-        return tf.reshape(values, [-1, tf.reduce_prod(tf.shape(values)[1:][-2:])])
+        return tf.reshape(values, [-1, tf.reduce_prod(_row(values))])
+
+
+def _row(values: Any) -> Any:
+    """The shape of what `depthwise` takes for a row: more axes would be slow, fewer would make long sums.
+
+    It is not empty, unlike the values may be, for a filter must not be.
+    """
+    return tf.maximum(tf.shape(values)[1:][-2:], 1)

@@ -15,10 +15,13 @@ def batch_norm(x: Any, gamma: Any, beta: Any, epsilon: float, axis: int) -> tupl
     """As `kernels.tensorflow.batch_norm`, with `x` of 16 or 32 bits and gamma of 32."""
     axis %= len(x.shape)
     kernel = _fused(_as_rows(x, axis), gamma, beta, epsilon)
-    # The kernel returns the unbiased variance; the batch was normalized by the biased one.
+    # The kernel returns the unbiased variance; the batch was normalized by the biased one. Without values it
+    # returns NaN for both.
     count = value_count(x, reduction_axes(len(x.shape), axis), "float32")
-    variance = kernel.variance * (tf.maximum(count - 1, 0) / tf.maximum(count, 1))
-    return _like(x, kernel.y, axis), Moments(count, kernel.mean, variance)
+    mean = tf.math.multiply_no_nan(kernel.mean, tf.minimum(count, 1))
+    share = tf.maximum(count - 1, 0) / tf.maximum(count, 1)
+    variance = tf.math.multiply_no_nan(kernel.variance, share)
+    return _like(x, kernel.y, axis), Moments(count, mean, variance)
 
 
 def _as_rows(x: Any, axis: int) -> Any:

@@ -15,8 +15,9 @@ from keras_bn.statistics.moments import Moments
 # `Form.LARGE`, with a mask or with the channels first, takes 0.9 of it at 2**17.
 _LARGE_SIZE = 2**17
 # So do depthwise convolutions: 1.1 times the time of other passes at 2**17 values, as much at 2**18, 0.8 to
-# 0.97 of it from 2**19. With fewer rows the vectors of columns are too much to read.
-_DEPTHWISE_SIZE, _DEPTHWISE_ROWS = 2**19, 16
+# 0.97 of it from 2**19. With fewer rows the vectors of columns are too much to read, with more the sums of
+# columns lose digits, and fewer columns take up to twice the time.
+_DEPTHWISE_SIZE, _DEPTHWISE_ROWS, _DEPTHWISE_COLUMNS = 2**19, (16, 2**15), 64
 # For lengths that are not known while tracing: batches that Keras trains with if not told otherwise and that
 # people train with, and images and sequences of a common size.
 _USUAL_BATCH, _BATCHES, _USUAL_LENGTH = 32, (8, 128), 64
@@ -79,12 +80,16 @@ def _form(x: Any, axis: int, dtype: tf.DType) -> Form:
     if size < _LARGE_SIZE:
         return Form.SMALL
     rank = len(x.shape)
+    # Before the last two axes, with those before the channels taken for one axis, those behind for another.
     rows = _likely_size(x.shape[: max(1, rank - 2)] if axis in (-1, rank - 1) else x.shape[:axis])
-    suits = dtype == tf.float32 and size >= _DEPTHWISE_SIZE and rows >= _DEPTHWISE_ROWS
-    return Form.DEPTHWISE if suits and depthwise.available() else Form.LARGE
+    columns = size // max(rows, 1)
+    least_rows, most_rows = _DEPTHWISE_ROWS
+    suits = size >= _DEPTHWISE_SIZE and least_rows <= rows <= most_rows and columns >= _DEPTHWISE_COLUMNS
+    suits = suits and dtype == tf.float32 and depthwise.available()
+    return Form.DEPTHWISE if suits else Form.LARGE
 
 
 def _likely_size(shape: tf.TensorShape, usual_batch: int = _USUAL_BATCH) -> int:
     """How many values there are, with a guess for each unknown length."""
-    batch, *others = shape
-    return (batch or usual_batch) * math.prod(length or _USUAL_LENGTH for length in others)
+    usual = [usual_batch] + [_USUAL_LENGTH] * (len(shape) - 1)
+    return math.prod(known or guess for known, guess in zip(shape, usual, strict=False))

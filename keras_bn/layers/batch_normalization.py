@@ -236,7 +236,7 @@ class BatchNormalization(keras.layers.Layer):
         """Normalize by the moments of this batch and move the population statistics towards them."""
         self.check_count(tuple(inputs.shape))
         if mask is not None:
-            mask = aligned_mask(mask, tuple(inputs.shape), self.axis)
+            mask = aligned_mask(ops.convert_to_tensor(mask), tuple(inputs.shape), self.axis)
         outputs, moments = self.normalize_batch(inputs, mask)
         self.update_statistics(moments)
         return ops.cast(outputs, self.compute_dtype)

@@ -28,9 +28,9 @@ def new_weight(momentum: float | None, batches_seen: Any, dtype: str) -> Any:
     return ops.convert_to_tensor(1 - momentum, dtype)
 
 
-def moved(old: Any, new: Any, weight: Any, count: Any) -> Any:
-    """old * (1 - weight) + new * weight in each channel that has seen a value, old in the others."""
-    return ops.where(count > 0, old * (1 - weight) + new * weight, old)
+def moved(old: Any, new: Any, weight: Any) -> Any:
+    """old * (1 - weight) + new * weight."""
+    return old * (1 - weight) + new * weight
 
 
 def _same(value: Any) -> Any:
@@ -63,8 +63,10 @@ def update(
     weight = new_weight(momentum, batches_seen, moving_mean.dtype)
     if unbiased_variance:
         variance = unbiased(variance, count)
-    average = moved(to_averaged(moving_variance.value), to_averaged(variance), weight, count)
-    moving_mean.assign(moved(moving_mean.value, mean, weight, count))
-    moving_variance.assign(from_averaged(average))
+    new_mean = moved(moving_mean.value, mean, weight)
+    new_variance = from_averaged(moved(to_averaged(moving_variance.value), to_averaged(variance), weight))
+    # A channel that has seen no value keeps its averages to the last bit.
+    moving_mean.assign(ops.where(count > 0, new_mean, moving_mean.value))
+    moving_variance.assign(ops.where(count > 0, new_variance, moving_variance.value))
     if batches_seen is not None:
         batches_seen.assign(batches_seen.value + ops.cast(ops.max(count) > 0, batches_seen.dtype))

@@ -50,6 +50,11 @@ def kernel(request, monkeypatch):
         ((512, 1024), -1, "float32", True, "DEPTHWISE"),
         ((1, 128, 64, 64), -1, "float32", True, "DEPTHWISE"),
         ((1, 8192, 64), -1, "float32", True, "LARGE"),
+        ((2**15, 32), -1, "float32", True, "LARGE"),
+        ((2**15, 64), -1, "float32", True, "DEPTHWISE"),
+        ((2**16, 64), -1, "float32", True, "LARGE"),
+        ((16, 8192), 0, "float32", False, "LARGE"),
+        ((16, 8192), -2, "float32", True, "LARGE"),
     ],
 )
 @pytest.mark.parametrize("around", ["oneDNN", "no oneDNN", "XLA"])
@@ -156,6 +161,8 @@ def test_no_rows_and_one_row_divide_by_nothing(rows, shape, kernel):
         ((8, 5, 3, 2), 1, None),
         ((2, 3, 5, 2, 2), 2, None),
         ((6, 2, 3, 5), -1, None),
+        ((5, 12), 0, (1, 12)),
+        ((5, 3, 4), -3, None),
     ],
 )
 @pytest.mark.parametrize("in_graph", [False, True])
@@ -211,12 +218,36 @@ def test_badly_scaled_data_keep_forward_and_gradient(axis, masked, xla):
     np.testing.assert_allclose(dbeta, gradients.beta, atol=1e-3 * np.sqrt(dy.size))
 
 
+@pytest.mark.parametrize("empty", [(2, 0, 3, 4), (2, 3, 0, 4), (0, 3, 2, 4)])
+@pytest.mark.parametrize(("axis", "masked"), [(1, False), (1, True), (-1, False), (-1, True)])
+@pytest.mark.parametrize("known", [False, True])
+def test_empty_axes_give_empty_tensors(empty, axis, masked, known, kernel):
+    channels = 4
+    shape = empty if axis == -1 else (empty[0], channels, *empty[1:3])
+    signature = shape if known else [d if a == axis % 4 else None for a, d in enumerate(shape)]
+
+    @tf.function(input_signature=[tf.TensorSpec(signature)])
+    def step(x):
+        gamma, beta = _ones_and_zeros(channels)
+        mask = tf.ones_like(x, tf.bool) if masked else None
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma, beta])
+            y, moments = kernels.batch_norm(x, gamma, beta, 1e-3, axis, mask)
+        return y, moments.mean, moments.variance, *tape.gradient(y, [x, gamma, beta])
+
+    y, mean, variance, dx, dgamma, dbeta = step(tf.zeros(shape))
+    assert y.shape == dx.shape == shape
+    for result in (mean, variance, dgamma, dbeta):
+        np.testing.assert_array_equal(result, np.zeros(channels))
+
+
 @pytest.mark.parametrize(
-    ("shape", "axis", "masked"), [((6, 3), -1, False), ((6, 3), -1, True), ((2, 3, 3), 1, False)]
+    ("shape", "axis", "masked"), [((6, 3), -1, False), ((6, 3), -1, True), ((3, 3, 3), 1, False)]
 )
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_second_derivatives_agree_with_the_general_path(shape, axis, masked, in_graph, kernel, monkeypatch):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    x[0] = 0  # a norm has no derivative there
     mask = x < 0.5 if masked else None
 
     def penalty_gradient():
@@ -251,6 +282,34 @@ def test_channels_of_any_mean_and_deviation_are_told_apart(kernel):
     np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-5, atol=1e-12)
     # x / deviation reaches 3e4.
     np.testing.assert_allclose(y, expected, atol=4e-3)
+
+
+def test_an_outlier_in_the_first_example_spoils_no_moments(kernel):
+    x = np.random.default_rng(0).normal(1e4, 1, (2**17, 4)).astype("float32")
+    x[0] = 0
+    for compiled in (False, True):
+        normalize = tf.function(kernels.batch_norm, jit_compile=compiled)
+        _, moments = normalize(tf.constant(x), *_ones_and_zeros(4), 1e-3, -1)
+        # Long sums in single precision, of squares that are far apart; a shift by that example gives zero.
+        np.testing.assert_allclose(moments.variance, x.astype("float64").var(0), rtol=1e-3)
+
+
+def test_squares_that_overflow_are_shifted_first(kernel):
+    x = np.random.default_rng(0).normal(1e18, 1e15, (8, 3, 64)).astype("float32")
+    y, moments = kernels.batch_norm(tf.constant(x), *_ones_and_zeros(3), 1e-3, 1)
+    np.testing.assert_allclose(moments.variance, x.astype("float64").var((0, 2)), rtol=1e-3)
+    np.testing.assert_allclose(np.std(y, (0, 2)), 1, rtol=1e-3)
+
+
+def test_a_graph_rewritten_to_16_bits_keeps_its_moments():
+    x = np.random.default_rng(0).normal(3, 1, (32, 16, 40, 40)).astype("float32")
+    name = "auto_mixed_precision_onednn_bfloat16"
+    tf.config.optimizer.set_experimental_options({name: True})
+    try:
+        _, moments = tf.function(kernels.batch_norm)(tf.constant(x), *_ones_and_zeros(16), 1e-3, 1)
+    finally:
+        tf.config.optimizer.set_experimental_options({name: False})
+    np.testing.assert_allclose(moments.variance, x.astype("float64").var((0, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_masked_values_have_no_influence():
     mask = np.random.default_rng(0).random((4, 6)) < 0.6
     spoilt = np.where(mask[..., None], x, np.nan)
     layer = BatchNormalization(momentum=0.0)
-    y = _numpy(layer(spoilt, training=True, mask=mask))
+    y = _numpy(layer(spoilt, training=True, mask=mask.tolist()))
     expected = BatchNormalization(momentum=0.0)
     z = _numpy(expected(x[mask], training=True))
     np.testing.assert_allclose(y[mask], z, atol=1e-6)
