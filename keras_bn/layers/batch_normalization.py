@@ -78,7 +78,7 @@ class BatchNormalization(keras.layers.Layer):
         training: whether to use, and learn from, the moments of this batch.
         mask: boolean; in training only values under True count for the moments. It broadcasts to the inputs,
             or has the first of the axes that are not the channels: (batch, time) for (batch, time, channels).
-            All values are normalized, masked or not, and have gradients: what is NaN under a mask is NaN in the
+            All values are normalized, masked or not, and have gradients: a NaN under a mask is one in the
             outputs and in the gradients of its channel. A batch masked entirely changes no statistics.
 
     Raises:
