@@ -6,7 +6,7 @@ is a ratio, so that it does not depend on the machine.
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -49,13 +49,7 @@ def main() -> None:
         "",
         list(_LAYERS),
         [
-            (
-                _name(shape, axis),
-                {
-                    kind: partial(_step, partial(layer, axis=axis), _arranged(shape, axis), in_fit=True)
-                    for kind, layer in _LAYERS.items()
-                },
-            )
+            (_name(shape, axis), _steps(_LAYERS, shape, axis, in_fit=True))
             for shape, axis in ((SHAPES[1], -1), (SHAPES[3], -1), (SHAPES[4], -1), (SHAPES[1], 1))
         ],
         builds=2,
@@ -64,17 +58,7 @@ def main() -> None:
         "The same under `jit_compile=True`",
         "",
         [OURS, KERAS],
-        [
-            (
-                _name(shape, axis),
-                {
-                    kind: partial(_step, partial(layer, axis=axis), _arranged(shape, axis), compiled=True)
-                    for kind, layer in _LAYERS.items()
-                    if kind in (OURS, KERAS)
-                },
-            )
-            for shape, axis in _LAYOUTS
-        ],
+        [(_name(shape, axis), _steps((OURS, KERAS), shape, axis, compiled=True)) for shape, axis in _LAYOUTS],
     )
     _section(
         "Inference, float32",
@@ -160,6 +144,11 @@ def _step(
     return _differentiated(lambda x: built(x, **arguments), weights, shape, dtype, compiled, in_fit)
 
 
+def _steps(kinds: Iterable[str], shape: tuple[int, ...], axis: int, **options: bool) -> Factories:
+    arranged = _arranged(shape, axis)
+    return {kind: partial(_step, partial(_LAYERS[kind], axis=axis), arranged, **options) for kind in kinds}
+
+
 def _differentiated(
     normalize: Callable[[Any], Any],
     weights: list[tf.Variable],
@@ -192,11 +181,9 @@ def _bare_step(shape: tuple[int, ...]) -> Run:
 
 
 def _training(shape: tuple[int, ...], axis: int) -> Factories:
-    arranged = _arranged(shape, axis)
-    steps = {kind: partial(_step, partial(layer, axis=axis), arranged) for kind, layer in _LAYERS.items()}
     bare = {BARE: partial(_bare_step, shape)} if axis == -1 else {}
     others = {TORCH: partial(_torch_step, shape, axis), CALL: _call, FLOOR: partial(_copies, shape)}
-    return {**steps, **bare, **others}
+    return {**_steps(_LAYERS, shape, axis), **bare, **others}
 
 
 def _call() -> Run:

@@ -60,7 +60,7 @@ def interleaved(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def rebuilt(factories: Factories, builds: int = 4, least_seconds: float = 0.5) -> dict[str, float]:
+def rebuilt(factories: Factories, builds: int, least_seconds: float) -> dict[str, float]:
     """As `interleaved`, the mean over several builds of the candidates, each in an order of its own.
 
     Where its tensors lie in memory makes a step up to 6% faster or slower for as long as it lives, and the

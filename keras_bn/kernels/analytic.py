@@ -33,7 +33,7 @@ def batch_norm(
         y = d * scale + beta - offset * scale,  scale = gamma / sqrt(variance + epsilon)
         dx = (dy + slope * d + constant) * scale
 
-    The shift is zero where that is safe, for it costs a pass, and else near the mean.
+    The shift is zero where that is safe, for it costs a pass, and else the mean.
     """
     static_shape, shape = x.shape, tf.shape(x)
     rank, channels = len(static_shape), static_shape[axis]
@@ -53,20 +53,20 @@ def batch_norm(
 
     @tf.custom_gradient
     def normalize(x: Any, gamma: Any, beta: Any) -> Any:
+        def mean_and_variance(values: Any) -> tuple[Any, Any]:
+            mean = layout.sums(values) / divisor
+            return mean, layout.squares(values) / divisor - tf.square(mean)
+
         def about(shift: Any) -> tuple[Any, ...]:
             """d, offset, mean and variance, given a shift."""
             d = x - layout.spread(shift)
-            with_influence = counted(d)
-            offset = layout.sums(with_influence) / divisor
-            variance = layout.squares(with_influence) / divisor - tf.square(offset)
+            offset, variance = mean_and_variance(counted(d))
             return d, offset, shift + offset, tf.maximum(variance, 0)
 
-        with_influence = counted(x)
-        mean = layout.sums(with_influence) / divisor
         if form in (Form.XLA, Form.SMALL):
-            d, offset, mean, variance = about(mean)
+            d, offset, mean, variance = about(layout.sums(counted(x)) / divisor)
         else:
-            variance = layout.squares(with_influence) / divisor - tf.square(mean)
+            mean, variance = mean_and_variance(counted(x))
             # Squares that overflowed are not safe either.
             safe = tf.reduce_all(
                 tf.logical_and(tf.square(mean) <= _SAFE_RATIO**2 * variance, tf.math.is_finite(variance))

@@ -52,7 +52,11 @@ def batch_norm(
 
 def _fused_takes(x: Any, axis: int) -> bool:
     """Channels last; and 16 bits, which it need not convert, with them anywhere."""
-    return x.dtype in (tf.float16, tf.bfloat16) or (x.dtype == tf.float32 and axis in (-1, len(x.shape) - 1))
+    return x.dtype in (tf.float16, tf.bfloat16) or (x.dtype == tf.float32 and _channels_last(x, axis))
+
+
+def _channels_last(x: Any, axis: int) -> bool:
+    return axis in (-1, len(x.shape) - 1)
 
 
 def _by_size(x: Any, gamma: Any, beta: Any, epsilon: float, axis: int) -> tuple[Any, Moments]:
@@ -79,9 +83,8 @@ def _form(x: Any, axis: int, dtype: tf.DType) -> Form:
     size = _likely_size(x.shape)
     if size < _LARGE_SIZE:
         return Form.SMALL
-    rank = len(x.shape)
     # Before the last two axes, with those before the channels taken for one axis, those behind for another.
-    rows = _likely_size(x.shape[: max(1, rank - 2)] if axis in (-1, rank - 1) else x.shape[:axis])
+    rows = _likely_size(x.shape[: max(1, len(x.shape) - 2)] if _channels_last(x, axis) else x.shape[:axis])
     columns = size // max(rows, 1)
     least_rows, most_rows = _DEPTHWISE_ROWS
     suits = size >= _DEPTHWISE_SIZE and least_rows <= rows <= most_rows and columns >= _DEPTHWISE_COLUMNS

@@ -19,6 +19,20 @@ def _ones_and_zeros(channels):
     return tf.ones(channels), tf.zeros(channels)
 
 
+def _step(dy, x, gamma, beta, epsilon, axis, mask=None):
+    """Outputs, mean, variance, and the gradients to x, gamma and beta."""
+    with tf.GradientTape() as tape:
+        tape.watch([x, gamma, beta])
+        y, moments = kernels.batch_norm(x, gamma, beta, epsilon, axis, mask)
+    return y, moments.mean, moments.variance, *tape.gradient(y, [x, gamma, beta], dy)
+
+
+def _oracle(dy, x, gamma, beta, epsilon, axis, mask=None):
+    y, moments = reference.train_forward(x, gamma, beta, epsilon, axis, mask)
+    gradients = reference.train_gradients(dy, x, gamma, epsilon, axis, mask)
+    return y, moments.mean, moments.variance, gradients.x, gradients.gamma, gradients.beta
+
+
 @pytest.fixture(params=["fused", "SMALL", "LARGE", "DEPTHWISE"])
 def kernel(request, monkeypatch):
     """Each kernel and form, whatever the size; `fused` with the form it leaves the rest to."""
@@ -102,18 +116,12 @@ def test_the_kernel_is_chosen_by_the_size_of_the_batch_if_nothing_else_tells(exa
     x, dy = (rng.normal(2, 3, (examples, 5)).astype("float32") for _ in range(2))
 
     @tf.function(input_signature=[tf.TensorSpec([None, 5])] * 2)
-    def step(x, dy):
-        gamma, beta = _ones_and_zeros(5)
-        with tf.GradientTape() as tape:
-            tape.watch([x, gamma, beta])
-            y, moments = kernels.batch_norm(x, gamma, beta, 1e-3, -1)
-        return y, moments.mean, moments.variance, *tape.gradient(y, [x, gamma, beta], dy)
+    def step(dy, x):
+        return _step(dy, x, *_ones_and_zeros(5), 1e-3, -1)
 
-    results = step(x, dy)
+    results = step(dy, x)
     assert chosen == ["fused" if examples == 40 else "analytic"]
-    y, oracle = reference.train_forward(x, np.ones(5), np.zeros(5), 1e-3, -1)
-    gradients = reference.train_gradients(dy, x, np.ones(5), 1e-3, -1)
-    expected = (y, oracle.mean, oracle.variance, gradients.x, gradients.gamma, gradients.beta)
+    expected = _oracle(dy, x, np.ones(5), np.zeros(5), 1e-3, -1)
     for result, value in zip(results, expected, strict=True):
         np.testing.assert_allclose(result, value, rtol=0, atol=2e-6 * max(1, abs(value).max()))
 
@@ -173,15 +181,10 @@ def test_forward_and_gradients_agree_with_the_oracle(shape, axis, mask_shape, in
     mask = None if mask_shape is None else rng.random(mask_shape) < 0.7
 
     def step(*values):
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            y, moments = kernels.batch_norm(*values, 1e-3, axis, mask)
-        return y, moments.mean, moments.variance, *tape.gradient(y, values, dy)
+        return _step(*values, 1e-3, axis, mask)
 
-    results = (tf.function(step) if in_graph else step)(*map(tf.constant, (x, gamma, beta)))
-    y, oracle = reference.train_forward(x, gamma, beta, 1e-3, axis, mask)
-    gradients = reference.train_gradients(dy, x, gamma, 1e-3, axis, mask)
-    expected = (y, oracle.mean, oracle.variance, gradients.x, gradients.gamma, gradients.beta)
+    results = (tf.function(step) if in_graph else step)(*map(tf.constant, (dy, x, gamma, beta)))
+    expected = _oracle(dy, x, gamma, beta, 1e-3, axis, mask)
     for result, value in zip(results, expected, strict=True):
         # Some 10 roundings, of numbers up to the largest.
         np.testing.assert_allclose(result, value, rtol=0, atol=2e-6 * abs(value).max())
@@ -200,22 +203,15 @@ def test_badly_scaled_data_keep_forward_and_gradient(axis, masked, xla):
     mask = rng.random(shape) < 0.7 if masked else None
     gamma, beta = np.full(4, 2.0, "float32"), np.ones(4, "float32")
 
-    @tf.function(jit_compile=xla)
-    def step(*values):
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            y, moments = kernels.batch_norm(*values, 1e-6, axis, mask)
-        return moments.variance, y, tape.gradient(y, values, dy)
-
-    variance, y, (dx, dgamma, dbeta) = step(*map(tf.constant, (x, gamma, beta)))
-    expected, oracle = reference.train_forward(x, gamma, beta, 1e-6, axis, mask)
-    gradients = reference.train_gradients(dy, x, gamma, 1e-6, axis, mask)
+    step = tf.function(lambda *values: _step(*values, 1e-6, axis, mask), jit_compile=xla)
+    y, _, variance, dx, dgamma, dbeta = step(*map(tf.constant, (dy, x, gamma, beta)))
+    outputs, _, variances, to_x, to_gamma, to_beta = _oracle(dy, x, gamma, beta, 1e-6, axis, mask)
     # Squares summed in single precision, 360 000 of them, lose three digits.
-    np.testing.assert_allclose(variance, oracle.variance, rtol=1e-3)
-    np.testing.assert_allclose(y, expected, atol=1e-2)
-    np.testing.assert_allclose(dx, gradients.x, atol=1e-3 * abs(gradients.x).max())
-    np.testing.assert_allclose(dgamma, gradients.gamma, atol=1e-3 * np.sqrt(dy.size))
-    np.testing.assert_allclose(dbeta, gradients.beta, atol=1e-3 * np.sqrt(dy.size))
+    np.testing.assert_allclose(variance, variances, rtol=1e-3)
+    np.testing.assert_allclose(y, outputs, atol=1e-2)
+    np.testing.assert_allclose(dx, to_x, atol=1e-3 * abs(to_x).max())
+    np.testing.assert_allclose(dgamma, to_gamma, atol=1e-3 * np.sqrt(dy.size))
+    np.testing.assert_allclose(dbeta, to_beta, atol=1e-3 * np.sqrt(dy.size))
 
 
 @pytest.mark.parametrize("empty", [(2, 0, 3, 4), (2, 3, 0, 4), (0, 3, 2, 4)])
@@ -228,12 +224,8 @@ def test_empty_axes_give_empty_tensors(empty, axis, masked, known, kernel):
 
     @tf.function(input_signature=[tf.TensorSpec(signature)])
     def step(x):
-        gamma, beta = _ones_and_zeros(channels)
         mask = tf.ones_like(x, tf.bool) if masked else None
-        with tf.GradientTape() as tape:
-            tape.watch([x, gamma, beta])
-            y, moments = kernels.batch_norm(x, gamma, beta, 1e-3, axis, mask)
-        return y, moments.mean, moments.variance, *tape.gradient(y, [x, gamma, beta])
+        return _step(tf.ones_like(x), x, *_ones_and_zeros(channels), 1e-3, axis, mask)
 
     y, mean, variance, dx, dgamma, dbeta = step(tf.zeros(shape))
     assert y.shape == dx.shape == shape
