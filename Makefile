@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml serving/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev]"
 	@touch $@
 
 .PHONY: setup
@@ -32,7 +32,7 @@ BACKEND_TESTS := tests/layers tests/statistics/test_moments.py tests/statistics/
 
 .PHONY: test-backends
 test-backends: $(STAMP)  ## the layers' tests on each Keras backend: tensorflow, jax, torch
-	$(BIN)/python -m pip install --quiet -e ".[dev,backends]"
+	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,backends]"
 	for backend in tensorflow jax torch; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile $(BACKEND_TESTS) || exit 1; \
 	done
@@ -49,7 +49,7 @@ experiments: $(STAMP)  ## the paper's experiments, in their fast setting
 
 .PHONY: bench
 bench: $(STAMP)  ## speed and memory beside the peers, into benchmarks/RESULTS.md; minutes, on an idle machine
-	$(BIN)/python -m pip install --quiet -e ".[dev,bench]"
+	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,bench]"
 	$(BIN)/python -m benchmarks
 
 .PHONY: notebooks

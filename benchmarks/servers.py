@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
 
-from serving.local_server import launch
+from keras_bn_serving.local_server import launch
 
 IMAGE = (224, 224, 3)
 LARGE_MIB = 64
@@ -30,8 +30,8 @@ FLOOR, REAL = "floor", "tensorflow_model_server"
 _FLOOR = """
 import sys, time, grpc
 from concurrent.futures import ThreadPoolExecutor
-from serving.local_server.http_server import HttpServer
-from serving.local_server.rest import Response
+from keras_bn_serving.local_server.http_server import HttpServer
+from keras_bn_serving.local_server.rest import Response
 http = HttpServer(lambda request: Response(200, "application/json", b"{}"), 8, 1 << 30)
 http.start("localhost", int(sys.argv[2]))
 server = grpc.server(ThreadPoolExecutor(8))

@@ -44,7 +44,7 @@ from benchmarks.servers import (
 )
 from benchmarks.timing import machine, table
 from keras_bn.saving.session import servable
-from serving.local_server.json_reader import parse
+from keras_bn_serving.local_server.json_reader import parse
 
 SCALAR = b'{"instances": [1.0]}'
 CLIENTS = (1, 8, 64)
@@ -77,7 +77,11 @@ def main() -> None:
 def imports() -> None:
     measure = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
     rows = []
-    for module in ("serving.client", "serving.client.http_transport", "serving.client.grpc_transport"):
+    for module in (
+        "keras_bn_serving.client",
+        "keras_bn_serving.client.http_transport",
+        "keras_bn_serving.client.grpc_transport",
+    ):
         command = [sys.executable, "-c", measure.format(module)]
         runs = [float(subprocess.check_output(command, text=True)) for _ in range(3)]
         rows.append([f"`{module}`", f"{np.median(runs):.2f}"])

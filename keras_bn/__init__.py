@@ -1,7 +1,6 @@
 """Batch normalization for Keras: the layer, model surgery and export."""
 
 from keras_bn.errors import KerasBNError
-from keras_bn.export import export
 from keras_bn.inspection.callback import BatchNormalizationMonitor
 from keras_bn.inspection.examine import inspect
 from keras_bn.layers.accumulated import AccumulatedBatchNormalization
@@ -11,11 +10,14 @@ from keras_bn.layers.cross_iteration import CrossIterationNormalization
 from keras_bn.layers.ghost import GhostBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.layers.sequence import SequenceBatchNormalization
+from keras_bn.saving.export import export
 from keras_bn.saving.proof import verify_inference_mode
 from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
 from keras_bn.surgery.recalibrate import recalibrate
 from keras_bn.surgery.retrofit import retrofit
+
+__version__ = "0.2.0"
 
 __all__ = [
     "AccumulatedBatchNormalization",

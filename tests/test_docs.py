@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 import keras_bn
-import serving
-import serving.client
-import serving.local_server
-from keras_bn.cli import main
-from serving.client import Client
+import keras_bn_serving
+import keras_bn_serving.client
+import keras_bn_serving.local_server
+from keras_bn.cli.main import main
+from keras_bn_serving.client import Client
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -186,7 +186,7 @@ def test_links_lead_to_pages_and_anchors_that_exist(site):
 def test_the_api_pages_have_every_public_name(site):
     text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     documented = set(re.findall(r'<dt\b[^>]*\bid="([\w.]+)"', text))
-    for module in (keras_bn, serving, serving.client, serving.local_server):
+    for module in (keras_bn, keras_bn_serving, keras_bn_serving.client, keras_bn_serving.local_server):
         for name in module.__all__:
             full = {f"{module.__name__}.{name}", f"{getattr(module, name).__module__}.{name}"}
             assert full & documented, f"{module.__name__}.{name}"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import keras_bn
-import serving
+import keras_bn_serving
 
 
 def _modules():
-    for package in (keras_bn, serving):
+    for package in (keras_bn, keras_bn_serving):
         yield package.__name__
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from serving.local_server import launch
+from keras_bn_serving.local_server import launch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)

@@ -19,12 +19,10 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_holds_both_packages_and_the_configuration(wheel):
+def test_holds_the_package_alone(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("models.config", "batching.config", "monitoring.config"):
-        assert f"serving/config/{name}" in names
-    assert {"keras_bn/__init__.py", "serving/client/__init__.py", "serving/local_server/main.py"} <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_bn", "serving"}
+    assert {"keras_bn/__init__.py", "keras_bn/py.typed", "keras_bn/cli/main.py"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_bn"}
 
 
 def test_works_installed_elsewhere(wheel, tmp_path):
@@ -35,9 +33,8 @@ def test_works_installed_elsewhere(wheel, tmp_path):
     program = """
 import pathlib, sys
 import keras, numpy as np
-import keras_bn, serving.client
+import keras_bn
 assert pathlib.Path(keras_bn.__file__).is_relative_to(sys.argv[1]), keras_bn.__file__
-assert pathlib.Path(serving.client.__file__).is_relative_to(sys.argv[1])
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="relu"), keras.layers.Dense(2)])
 model = keras_bn.retrofit(model, np.random.rand(16, 4).astype("float32"), progress=False).model
 print(keras_bn.export(model, "exported"))

@@ -4,7 +4,7 @@ from click.testing import CliRunner
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from keras_bn.cli import main
+from keras_bn.cli.main import main
 
 
 class CommandHelp(SphinxDirective):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
@@ -148,7 +149,7 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Find the BN layers."""
         kinds = (keras.layers.BatchNormalization, BatchNormalization)
-        layers = [layer for layer in self.model._flatten_layers() if isinstance(layer, kinds)]
+        layers = [layer for layer in flatten_layers(self.model) if isinstance(layer, kinds)]
         self._watched = [
             _Watched(layer, layer.name)
             for layer in layers

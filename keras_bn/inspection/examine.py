@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.inspection.layer_report import DataReport, LayerReport
 from keras_bn.inspection.report import InspectionReport
-from keras_bn.statistics.batches import batches
 from keras_bn.surgery.fold import plan
 from keras_bn.surgery.graph import Call
 from keras_bn.surgery.normalizations import batch_normalizations, in_training_mode

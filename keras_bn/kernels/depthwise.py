@@ -9,19 +9,17 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_bn._tensorflow import has_onednn
+
 _CONVOLUTION = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
 
 def available() -> bool:
     """Whether the convolutions are oneDNN's and keep single precision; others are slower or lose digits."""
-    try:
-        from tensorflow.python.util._pywrap_util_port import IsMklEnabled
-    except ImportError:
-        return False
     # Rewriting a graph to 16 bits would turn convolutions to them, and the moments with them.
     options = tf.config.optimizer.get_experimental_options()
     to_16_bits = any(value for name, value in options.items() if name.startswith("auto_mixed_precision"))
-    return IsMklEnabled() and not to_16_bits and not tf.config.list_physical_devices("GPU")
+    return has_onednn() and not to_16_bits and not tf.config.list_physical_devices("GPU")
 
 
 def affine(x: Any, scale: Any, offset: Any) -> Any:

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
+from keras_bn._tensorflow import compiles_with_xla
 from keras_bn.kernels import analytic, depthwise, fused
 from keras_bn.kernels.analytic import Form
 from keras_bn.statistics.moments import Moments
@@ -41,7 +41,7 @@ def batch_norm(
         respect to `x`, `gamma` and `beta` through the tensor, not through the moments.
     """
     gamma, beta = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
-    if not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if compiles_with_xla():
         form = Form.XLA
     elif mask is None and gamma.dtype == tf.float32 and _fused_takes(x, axis):
         return _by_size(x, gamma, beta, epsilon, axis)

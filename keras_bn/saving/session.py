@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.examples import Tensors
@@ -42,7 +41,7 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
     with closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
         try:
             with session.graph.as_default():
-                meta_graph = SavedModelLoader(str(path)).load(session, [tf.saved_model.SERVING])
+                meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
         except (OSError, RuntimeError, tf.errors.OpError) as error:
             raise KerasBNError(f"the SavedModel in {path} cannot be loaded: {error}") from error
         if signature not in meta_graph.signature_def:

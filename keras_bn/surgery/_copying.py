@@ -11,12 +11,9 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_bn._keras import Functional, compile_arguments, flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery._state import states_of
-
-# The class of keras.Model(inputs, outputs), which Keras does not export.
-_input = keras.Input((1,), name="input")
-Functional = type(keras.Model(_input, keras.layers.Identity(name="output")(_input)))
 
 
 class Copies:
@@ -63,7 +60,7 @@ class Copies:
     def transfer_trainable(self, model: keras.Model, result: keras.Model) -> None:
         """Set the `trainable` flags: of a copy as in the original, of a new layer as when it was noted."""
         result.trainable = model.trainable
-        for layer in model._flatten_layers(include_self=False):  # outside in: setting one sets those inside
+        for layer in flatten_layers(model, include_self=False):  # outside in: setting one sets those inside
             key = id(layer)
             if key in self._pairs:
                 copy = self._pairs[key][1]
@@ -89,7 +86,7 @@ def compile_alike(model: keras.Model, result: keras.Model) -> None:
     if not model.compiled:
         return
     try:
-        with keras.saving.custom_object_scope(_named(model._compile_config.config.values())):
+        with keras.saving.custom_object_scope(_named(compile_arguments(model).values())):
             result.compile_from_config(model.get_compile_config())
     except (TypeError, ValueError, KeyError, AttributeError):
         result.compiled = False
@@ -142,7 +139,7 @@ def _transfer_variables(layer: keras.Layer, copy: keras.Layer) -> None:
 
 def _sublayers(layer: keras.Layer, copy: keras.Layer) -> list[tuple[keras.Layer, keras.Layer]]:
     """A layer and those inside it with their counterparts; itself alone if the copy was made differently."""
-    old, new = layer._flatten_layers(), copy._flatten_layers()
+    old, new = flatten_layers(layer), flatten_layers(copy)
     return list(zip(old, new, strict=True)) if len(old) == len(new) else [(layer, copy)]
 
 

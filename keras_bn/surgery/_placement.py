@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_bn._keras import flatten_layers
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.surgery.graph import Call, calls, is_graph, walk
 from keras_bn.surgery.report import Row
@@ -117,7 +118,7 @@ def _obstacle(call: Call, chosen: set[str], outputs: set[str]) -> str:
 
 def _hidden(call: Call) -> list[Row]:
     """Rows for the layers inside a wrapper or composite layer."""
-    inside = [sub for sub in call.layer._flatten_layers(include_self=False) if isinstance(sub, KINDS)]
+    inside = [sub for sub in flatten_layers(call.layer, include_self=False) if isinstance(sub, KINDS)]
     reason = f"inside {type(call.layer).__name__}, whose graph cannot be seen"
     return [Row(f"{call.path}/{sub.name}", type(sub).__name__, "left alone", reason) for sub in inside]
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_bn._keras import flatten_layers
+
 
 def states_of(layer: keras.Layer) -> list[Any]:
     """The states of a stateful recurrent layer, which Keras does not count among its variables."""
@@ -17,7 +19,7 @@ def states_of(layer: keras.Layer) -> list[Any]:
 @contextmanager
 def state_kept(model: keras.Model) -> Iterator[None]:
     """Whatever runs inside: the states of stateful recurrent layers are afterwards what they were."""
-    states = [(state, state.numpy()) for layer in model._flatten_layers() for state in states_of(layer)]
+    states = [(state, state.numpy()) for layer in flatten_layers(model) for state in states_of(layer)]
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before
@@ -194,7 +195,7 @@ def _hidden(call: Call) -> list[Row]:
     kind = type(call.layer).__name__
     return [
         Row(f"{call.path}/{layer.name}", type(layer).__name__, "left alone", f"inside {kind}, not a graph")
-        for layer in call.layer._flatten_layers(include_self=False)
+        for layer in flatten_layers(call.layer, include_self=False)
         if is_batch_normalization(layer)
     ]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from keras_bn._keras import Functional, graph_of, nodes, structures
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery import _copying
 
@@ -127,7 +128,7 @@ def is_graph(model: Any) -> bool:
         return type(model).call is keras.Sequential.call
     if not (isinstance(model, keras.Model) and isinstance(model, keras.Function)):
         return False
-    return type(model).call is _copying.Functional.call
+    return type(model).call is Functional.call
 
 
 def check(model: Any) -> None:
@@ -140,12 +141,12 @@ def check(model: Any) -> None:
             "it with the functional API, keras.Model(inputs, outputs), or operate on the Functional or "
             "Sequential models it holds and put the results in their place."
         )
-    if isinstance(model, keras.Sequential) and model._functional is None:
+    if graph_of(model) is None:
         raise KerasBNError(
             f"Model {model.name!r} is not built: start it with a keras.Input, or call "
             "model.build(input_shape) first."
         )
-    operations = _graph(model).operations
+    operations = graph_of(model).operations
     for name, count in Counter(operation.name for operation in operations).items():
         if count > 1:
             raise KerasBNError(
@@ -156,32 +157,27 @@ def check(model: Any) -> None:
             check(operation)
 
 
-def _graph(model: keras.Model) -> Any:
-    return model._functional if isinstance(model, keras.Sequential) else model
-
-
 def _calls(model: keras.Model, prefix: str) -> list[Call]:
-    graph = _graph(model)
+    graph = graph_of(model)
     outputs = {id(tensor) for tensor in graph.outputs}
     names = {operation.name for operation in graph.operations}
     result: list[Call] = []
     by_tensor: dict[int, Call] = {}
     seen: Counter[int] = Counter()
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            layer = node.operation
-            seen[id(layer)] += 1
-            path = f"{prefix}{layer.name}" + (f" (call {seen[id(layer)]})" if seen[id(layer)] > 1 else "")
-            is_output = any(id(tensor) in outputs for tensor in node.outputs)
-            call = Call(layer, path, dict(node.arguments.kwargs), is_output, node, names)
-            call.producers = [by_tensor[id(t)] for t in node.input_tensors if id(t) in by_tensor]
-            for producer in call.producers:
-                producer.consumers.append(call)
-            # A nested model that is called again is the same one, and listed once.
-            if is_graph(layer) and seen[id(layer)] == 1:
-                call.inner = _calls(layer, f"{prefix}{layer.name}/")
-            by_tensor.update((id(tensor), call) for tensor in node.outputs)
-            result.append(call)
+    for node in nodes(graph):
+        layer = node.operation
+        seen[id(layer)] += 1
+        path = f"{prefix}{layer.name}" + (f" (call {seen[id(layer)]})" if seen[id(layer)] > 1 else "")
+        is_output = any(id(tensor) in outputs for tensor in node.outputs)
+        call = Call(layer, path, dict(node.arguments.kwargs), is_output, node, names)
+        call.producers = [by_tensor[id(t)] for t in node.input_tensors if id(t) in by_tensor]
+        for producer in call.producers:
+            producer.consumers.append(call)
+        # A nested model that is called again is the same one, and listed once.
+        if is_graph(layer) and seen[id(layer)] == 1:
+            call.inner = _calls(layer, f"{prefix}{layer.name}/")
+        by_tensor.update((id(tensor), call) for tensor in node.outputs)
+        result.append(call)
     return result
 
 
@@ -217,9 +213,7 @@ def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying
         else:
             results = _apply(layers, call, tensors)
         tensors.update((id(old), new) for old, new in zip(call.node.outputs, results, strict=True))
-    inputs, outputs = keras.tree.map_structure(
-        lambda tensor: tensors[id(tensor)], (model._inputs_struct, model._outputs_struct)
-    )
+    inputs, outputs = keras.tree.map_structure(lambda tensor: tensors[id(tensor)], structures(model))
     return _copying.constructor(model)(inputs, outputs, name=model.name)
 
 

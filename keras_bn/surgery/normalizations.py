@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.population import PopulationMoments
@@ -50,7 +51,7 @@ def batch_normalizations(model: keras.Model) -> list[Call]:
     for call in walk(model):
         if is_graph(call.layer) or not isinstance(call.layer, keras.Layer):
             continue
-        for layer in call.layer._flatten_layers():
+        for layer in flatten_layers(call.layer):
             if is_batch_normalization(layer) and id(layer) not in found:
                 path = call.path if layer is call.layer else f"{call.path}/{layer.name}"
                 found[id(layer)] = replace(call, layer=layer, path=path)

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from keras_bn.data import Batches
 from keras_bn.errors import KerasBNError
-from keras_bn.statistics.batches import Batches
 from keras_bn.statistics.moments import reduction_axes
 from keras_bn.statistics.population import PopulationMoments, device_moments
 from keras_bn.surgery._state import state_kept

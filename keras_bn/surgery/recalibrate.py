@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
-from keras_bn.statistics.batches import batches
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._comparison import compare

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from tqdm import tqdm
 
+from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.statistics.batches import batches
 from keras_bn.statistics.moments import along
 from keras_bn.surgery._checks import check_layer_class, check_number, check_weights
 from keras_bn.surgery._comparison import compare

@@ -20,9 +20,9 @@ import tensorflow as tf
 from click.testing import CliRunner
 
 import keras_bn
-from keras_bn.cli import main
+from keras_bn.cli.main import main
 from keras_bn.saving.session import servable
-from serving.client import Client
+from keras_bn_serving.client import Client
 from tests.serving.golden.process import Server
 
 COUNT = 24

@@ -10,13 +10,13 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-import serving
-from serving.client import Client
-from serving.errors import InvalidArgumentError
-from serving.local_server import launch
-from serving.local_server.catalog import BatchingParameters, MonitoringConfig
+import keras_bn_serving
+from keras_bn_serving.client import Client
+from keras_bn_serving.local_server import launch
+from keras_bn_serving.local_server.catalog import BatchingParameters, MonitoringConfig
+from keras_bn_serving.wire.errors import InvalidArgumentError
 
-CONFIG = pathlib.Path(serving.__file__).parent / "config"
+CONFIG = pathlib.Path(keras_bn_serving.__file__).parents[1] / "config"
 MESSAGES = {
     "models.config": model_server_config_pb2.ModelServerConfig,
     "batching.config": BatchingParameters,

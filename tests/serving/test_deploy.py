@@ -17,13 +17,13 @@ import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-import serving
-from serving.client import Client
-from serving.local_server import launch
-from serving.local_server.catalog import MonitoringConfig
-from serving.local_server.flags import Flags
+import keras_bn_serving
+from keras_bn_serving.client import Client
+from keras_bn_serving.local_server import launch
+from keras_bn_serving.local_server.catalog import MonitoringConfig
+from keras_bn_serving.local_server.flags import Flags
 
-SERVING = pathlib.Path(serving.__file__).parent
+SERVING = pathlib.Path(keras_bn_serving.__file__).parents[1]
 DEPLOY = SERVING / "deploy"
 KUBERNETES = [
     path for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) if path.name != "kustomization.yaml"

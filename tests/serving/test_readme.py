@@ -13,11 +13,11 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-import serving
-from serving.local_server import launch
-from serving.local_server.flags import Flags
+import keras_bn_serving
+from keras_bn_serving.local_server import launch
+from keras_bn_serving.local_server.flags import Flags
 
-SERVING = pathlib.Path(serving.__file__).parent
+SERVING = pathlib.Path(keras_bn_serving.__file__).parents[1]
 README = (SERVING / "README.md").read_text()
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 ELSEWHERE = ("docker", "kubectl", "MODELS=")
@@ -98,7 +98,7 @@ def test_the_shell_says_what_the_text_promises(reader):
     assert '"AVAILABLE"' in printed["curl http://localhost:8501/v1/models/digits"]
     assert "signature_def" in printed["curl http://localhost:8501/v1/models/digits/metadata"]
     assert "predictions" in printed["curl -d @request.json http://localhost:8501/v1/models/digits:predict"]
-    assert printed["python -m serving.client --model digits image.npy"].startswith("[[")
+    assert printed["python -m keras_bn_serving.client --model digits image.npy"].startswith("[[")
     metrics = printed["curl http://localhost:8501/monitoring/prometheus/metrics"]
     assert ":tensorflow:serving:request_count{" in metrics
 
@@ -110,7 +110,7 @@ def test_the_configuration_in_the_text_is_one():
 
 
 def test_every_file_and_flag_in_the_text_exists():
-    for path in re.findall(r"(?:serving/)?((?:deploy|config|client|local_server)/[\w./-]*)", README):
+    for path in re.findall(r"(?:serving/)?((?:deploy|config|keras_bn_serving)/[\w./-]*)", README):
         assert (SERVING / path.rstrip(".")).exists(), path
     known = set(vars(Flags()))
     for language, code in SNIPPETS:

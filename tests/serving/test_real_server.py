@@ -17,7 +17,7 @@ GOLDEN = Path(replay.__file__).parent
 MAIN = next(vector for vector in replay.load() if vector.get("name") == "main")
 STAND_IN = """#!/bin/sh
 echo "$@" >> {log}
-exec {python} -m serving.local_server "$@"
+exec {python} -m keras_bn_serving.local_server "$@"
 """
 
 

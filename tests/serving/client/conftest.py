@@ -11,8 +11,8 @@ import ml_dtypes  # noqa: F401 - gives NumPy its bfloat16
 import pytest
 import tensorflow as tf
 
-from serving.client import Client
-from serving.local_server import launch
+from keras_bn_serving.client import Client
+from keras_bn_serving.local_server import launch
 
 CONFIG = """
 model_config_list {{

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.client import AsyncClient, Client, TensorSpec, VersionStatus
-from serving.client.metadata import numpy_dtype
-from serving.errors import (
+from keras_bn_serving.client import AsyncClient, Client, TensorSpec, VersionStatus
+from keras_bn_serving.client.metadata import numpy_dtype
+from keras_bn_serving.wire.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     NotFoundError,

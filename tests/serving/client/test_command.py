@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from serving.client.command import query
+from keras_bn_serving.client.command import query
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_no_server(free_port):
 
 
 def test_it_runs_as_a_module_and_teaches():
-    command = [sys.executable, "-m", "serving.client"]
+    command = [sys.executable, "-m", "keras_bn_serving.client"]
     result = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     for word in ("Examples:", "batch.npy", "--metadata", "--wait", "exit code"):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.client.exchange import Target
-from serving.client.grpc_codec import GrpcCodec
-from serving.client.metadata import Signature, TensorSpec
-from serving.client.rest import RestCodec
-from serving.errors import InternalError, ServingError
+from keras_bn_serving.client.exchange import Target
+from keras_bn_serving.client.grpc_codec import GrpcCodec
+from keras_bn_serving.client.metadata import Signature, TensorSpec
+from keras_bn_serving.client.rest import RestCodec
+from keras_bn_serving.wire.errors import InternalError, ServingError
 
 FLOAT, TEXT = TensorSpec("DT_FLOAT", (None,)), TensorSpec("DT_STRING", (None,))
 JSON = st.recursive(

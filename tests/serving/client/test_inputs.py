@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.client.features import feature_values
-from serving.client.inputs import prepare
-from serving.client.metadata import Signature, TensorSpec
-from serving.errors import InvalidArgumentError
+from keras_bn_serving.client.features import feature_values
+from keras_bn_serving.client.inputs import prepare
+from keras_bn_serving.client.metadata import Signature, TensorSpec
+from keras_bn_serving.wire.errors import InvalidArgumentError
 
 
 def one(dtype, shape=(None,)):

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.client.exchange import Exchange, Pause, Target
-from serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus
-from serving.client.operations import Operations
-from serving.errors import (
+from keras_bn_serving.client.exchange import Exchange, Pause, Target
+from keras_bn_serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus
+from keras_bn_serving.client.operations import Operations
+from keras_bn_serving.wire.errors import (
     CancelledError,
     DeadlineExceededError,
     FailedPreconditionError,

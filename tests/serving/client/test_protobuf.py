@@ -15,8 +15,8 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.client import protobuf
-from serving.client.protobuf import MESSAGES
+from keras_bn_serving.client import protobuf
+from keras_bn_serving.client.protobuf import MESSAGES
 
 # The messages that are sent and received; the rest is reached through their fields.
 ROOTS = [
@@ -80,8 +80,8 @@ def test_the_default_pool_knows_nothing_of_ours():
 @pytest.mark.parametrize(
     "imports",
     [
-        ["serving.client.grpc_codec", "tensorflow_serving.apis.predict_pb2"],
-        ["tensorflow_serving.apis.predict_pb2", "serving.client.grpc_codec"],
+        ["keras_bn_serving.client.grpc_codec", "tensorflow_serving.apis.predict_pb2"],
+        ["tensorflow_serving.apis.predict_pb2", "keras_bn_serving.client.grpc_codec"],
     ],
     ids=["ours first", "theirs first"],
 )
@@ -105,6 +105,6 @@ def test_no_import_of_tensorflow_or_keras(module):
 
 def test_the_client_alone_imports_no_transport():
     names = "('grpc', 'httpcore', 'google.protobuf')"
-    code = f"import sys, serving.client; print([name for name in {names} if name in sys.modules])"
+    code = f"import sys, keras_bn_serving.client; print([name for name in {names} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "[]", result.stderr

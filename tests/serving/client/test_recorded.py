@@ -17,12 +17,12 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.client.exchange import Target
-from serving.client.grpc_codec import GrpcCodec
-from serving.client.http_transport import _body
-from serving.client.metadata import Signature
-from serving.client.rest import RestCodec, loads
-from serving.errors import ServingError
+from keras_bn_serving.client.exchange import Target
+from keras_bn_serving.client.grpc_codec import GrpcCodec
+from keras_bn_serving.client.http_transport import _body
+from keras_bn_serving.client.metadata import Signature
+from keras_bn_serving.client.rest import RestCodec, loads
+from keras_bn_serving.wire.errors import ServingError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "golden.jsonl.gz"
 with gzip.open(GOLDEN, "rt", encoding="utf-8") as lines:

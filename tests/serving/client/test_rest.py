@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serving.client.exchange import Target
-from serving.client.metadata import Signature, TensorSpec, VersionStatus
-from serving.client.rest import RestCodec, dumps, loads
-from serving.errors import InternalError, InvalidArgumentError, UnimplementedError
+from keras_bn_serving.client.exchange import Target
+from keras_bn_serving.client.metadata import Signature, TensorSpec, VersionStatus
+from keras_bn_serving.client.rest import RestCodec, dumps, loads
+from keras_bn_serving.wire.errors import InternalError, InvalidArgumentError, UnimplementedError
 
 CODEC = RestCodec()
 MODEL = Target("m")

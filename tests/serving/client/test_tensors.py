@@ -10,10 +10,10 @@ from hypothesis.extra import numpy as hnp
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from serving.client import tensors
-from serving.client.metadata import DTYPE_NAMES, DTYPE_NUMBERS, numpy_dtype
-from serving.client.protobuf import MESSAGES
-from serving.errors import InternalError, UnimplementedError
+from keras_bn_serving.client import tensors
+from keras_bn_serving.client.metadata import DTYPE_NAMES, DTYPE_NUMBERS, numpy_dtype
+from keras_bn_serving.client.protobuf import MESSAGES
+from keras_bn_serving.wire.errors import InternalError, UnimplementedError
 
 DTYPES = sorted(set(DTYPE_NUMBERS) - {"DT_STRING"})
 STRINGS = np.array([[b"", b"\x00\xff"], ["ø".encode(), b"x" * 300]], object)

@@ -5,9 +5,14 @@ import asyncio
 import numpy as np
 import pytest
 
-from serving.client import Client, Signature, TensorSpec, VersionStatus
-from serving.client.testing import AsyncFakeClient, FakeClient, FakeModel
-from serving.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnimplementedError
+from keras_bn_serving.client import Client, Signature, TensorSpec, VersionStatus
+from keras_bn_serving.client.testing import AsyncFakeClient, FakeClient, FakeModel
+from keras_bn_serving.wire.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnimplementedError,
+)
 
 VECTOR = TensorSpec("DT_FLOAT", (None,))
 SIGNATURE = Signature({"x": VECTOR}, {"y": VECTOR, "n": TensorSpec("DT_INT64", ())})

@@ -14,9 +14,9 @@ import grpc
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2
 
-from serving.client import AsyncClient, Client, VersionStatus
-from serving.client.transport import parse_address
-from serving.errors import (
+from keras_bn_serving.client import AsyncClient, Client, VersionStatus
+from keras_bn_serving.client.transport import parse_address
+from keras_bn_serving.wire.errors import (
     BY_CODE,
     DeadlineExceededError,
     InvalidArgumentError,

@@ -22,14 +22,14 @@ REAL_BINARY = shutil.which("tensorflow_model_server")
 # host:grpc_port:rest_port of one that runs already, on the models and the configuration of the setup `main`.
 REAL_HOST = os.environ.get("TFSERVING_HOST", "")
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["serving.local_server.server"])
+_context.set_forkserver_preload(["keras_bn_serving.local_server.server"])
 
 
 def _serve(arguments: list[str], stdout: str, stderr: str) -> None:
     for descriptor, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    from serving.local_server.server import run
+    from keras_bn_serving.local_server.server import run
 
     sys.exit(run(arguments))
 

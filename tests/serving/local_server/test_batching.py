@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from serving.local_server.batching import Batcher, Parameters
-from serving.local_server.catalog import BatchingParameters
-from serving.local_server.status import StatusError
+from keras_bn_serving.local_server.batching import Batcher, Parameters
+from keras_bn_serving.local_server.catalog import BatchingParameters
+from keras_bn_serving.local_server.status import StatusError
 
 
 class _Model:

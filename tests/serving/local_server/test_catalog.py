@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.local_server import catalog
+from keras_bn_serving.local_server import catalog
 
 
 def _versions(base_path: Path, policy: str = "", children: tuple[str, ...] = ()) -> dict[int, str]:

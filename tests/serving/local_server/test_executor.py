@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.local_server.executor import Executor
-from serving.local_server.status import StatusError
+from keras_bn_serving.local_server.executor import Executor
+from keras_bn_serving.local_server.status import StatusError
 from tests.serving.golden import make_models
 
 

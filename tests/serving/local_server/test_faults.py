@@ -16,8 +16,8 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from serving.client import Client
-from serving.errors import ServingError, UnavailableError
+from keras_bn_serving.client import Client
+from keras_bn_serving.wire.errors import ServingError, UnavailableError
 from tests.serving.golden import make_models
 from tests.serving.golden.process import Server
 from tests.serving.local_server.asking import PREDICT, descriptors, load, message, predict, until

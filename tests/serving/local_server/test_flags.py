@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from serving.local_server import flags
+from keras_bn_serving.local_server import flags
 
 
 def test_value_forms() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serving.local_server import json_reader
-from serving.local_server.status import StatusError
+from keras_bn_serving.local_server import json_reader
+from keras_bn_serving.local_server.status import StatusError
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),

@@ -141,7 +141,7 @@ _BOUND = """
 import ctypes, os, sys
 for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
     ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-os.execv(sys.executable, [sys.executable, "-m", "serving.local_server", *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, "-m", "keras_bn_serving.local_server", *sys.argv[1:]])
 """
 
 
@@ -175,8 +175,8 @@ import subprocess, sys
 from pathlib import Path
 import keras, numpy as np
 import keras_bn
-from serving.client import Client
-from serving.local_server import launch
+from keras_bn_serving.client import Client
+from keras_bn_serving.local_server import launch
 
 base = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", base], check=True)

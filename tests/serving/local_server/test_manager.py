@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from serving.local_server.flags import Flags
-from serving.local_server.manager import AVAILABLE, END, LOADING, START, UNLOADING, Manager
-from serving.local_server.status import StatusError
+from keras_bn_serving.local_server.flags import Flags
+from keras_bn_serving.local_server.manager import AVAILABLE, END, LOADING, START, UNLOADING, Manager
+from keras_bn_serving.local_server.status import StatusError
 
 
 class _Fake:

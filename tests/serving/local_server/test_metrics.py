@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.local_server import metrics
+from keras_bn_serving.local_server import metrics
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.local_server.flags import Flags
-from serving.local_server.manager import Manager
-from serving.local_server.rest import Request, Response, RestApi
-from serving.local_server.servable import load
+from keras_bn_serving.local_server.flags import Flags
+from keras_bn_serving.local_server.manager import Manager
+from keras_bn_serving.local_server.rest import Request, Response, RestApi
+from keras_bn_serving.local_server.servable import load
 
 Ask = Callable[..., Response]
 

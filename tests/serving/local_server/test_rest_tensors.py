@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tensorflow.core.framework import types_pb2
 
-from serving.local_server import rest_tensors, tensors
-from serving.local_server.status import StatusError
+from keras_bn_serving.local_server import rest_tensors, tensors
+from keras_bn_serving.local_server.status import StatusError
 
 
 def _written(array: np.ndarray, alias: str = "y") -> bytes:

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
-from serving.errors import ServingError
-from serving.local_server import launch
+from keras_bn_serving.local_server import launch
+from keras_bn_serving.wire.errors import ServingError
 from tests.serving.golden.process import Server
 
 Start = Callable[..., Server]
@@ -58,7 +58,7 @@ def test_launch_says_what_the_server_said(tmp_path: Path) -> None:
 
 def test_the_server_needs_no_keras() -> None:
     script = (
-        "import sys, serving.local_server.main as main\n"
+        "import sys, keras_bn_serving.local_server.main as main\n"
         "assert main.main(['--version']) == 0\n"
         "sys.exit(any(name.startswith('keras') for name in sys.modules))"
     )

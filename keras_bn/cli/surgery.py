@@ -1,0 +1,159 @@
+"""The commands that rewrite a model: convert, retrofit, recalibrate, fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+import keras_bn
+from keras_bn.cli.files import check_output, import_modules, load_model, read_data, save_model
+from keras_bn.cli.options import (
+    data_options,
+    import_option,
+    layers_option,
+    model_argument,
+    output_options,
+)
+from keras_bn.surgery.report import SurgeryResult
+
+
+def _surgery(
+    model_file: Path,
+    modules: tuple[str, ...],
+    output: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    operate: Callable[[Any], SurgeryResult],
+) -> None:
+    """Load, operate, report, write: what every verb that changes a model does."""
+    if output is None and not dry_run:
+        raise click.UsageError("Give an output with -o OUT.keras, or --dry-run to write nothing.")
+    if output is not None:
+        check_output(output, overwrite)
+    import_modules(modules)
+    result = operate(load_model(model_file))
+    click.echo(result.report.to_json() if as_json else str(result.report))
+    if output is not None and not dry_run:
+        save_model(result.model, output)
+        click.echo(f"Wrote {output}.", err=True)
+
+
+@click.command()
+@model_argument
+@import_option
+@output_options
+def convert(model_file: Path, **options: Any) -> None:
+    """Replace every Keras BN layer by keras_bn's; the outputs stay.
+
+    \b
+      keras-bn convert resnet.keras -o resnet_bn.keras
+    """
+    _surgery(model_file, operate=keras_bn.convert, **options)
+
+
+@click.command()
+@model_argument
+@data_options
+@layers_option
+@click.option(
+    "--position",
+    type=click.Choice(("before_activation", "after_activation")),
+    default="before_activation",
+    show_default=True,
+)
+@click.option("--drop-bias", is_flag=True, help="Absorb each layer's bias, redundant before BN, into beta.")
+@click.option("--remove-dropout", is_flag=True, help="Remove Dropout, which BN makes less needed.")
+@click.option("--l2-factor", type=float, default=1.0, show_default=True, help="Multiply L2 weights by this.")
+@import_option
+@output_options
+def retrofit(
+    model_file: Path,
+    data: Path,
+    preprocessing: str,
+    batch_size: int,
+    layers: tuple[str, ...],
+    position: str,
+    drop_bias: bool,
+    remove_dropout: bool,
+    l2_factor: float,
+    **options: Any,
+) -> None:
+    """Put BN into a trained network without changing its outputs.
+
+    One BN goes between every convolution or dense layer (but the output layer) and its activation; the data
+    gives the statistics. Then train on.
+
+    \b
+      keras-bn retrofit vgg16.keras --data images/ --preprocessing caffe -o vgg16_bn.keras
+    """
+
+    def operate(model: Any) -> SurgeryResult:
+        examples, size = read_data(data, model, preprocessing, batch_size)
+        return keras_bn.retrofit(
+            model,
+            examples,
+            layers=list(layers) or None,
+            position=position,
+            drop_bias=drop_bias,
+            remove_dropout=remove_dropout,
+            l2_factor=l2_factor,
+            batch_size=size,
+        )
+
+    _surgery(model_file, operate=operate, **options)
+
+
+@click.command()
+@model_argument
+@data_options
+@layers_option
+@click.option(
+    "--estimator",
+    type=click.Choice(("sequential", "batch")),
+    default="sequential",
+    show_default=True,
+    help="What layers before the one estimated normalize by: population statistics, or each batch's.",
+)
+@import_option
+@output_options
+def recalibrate(
+    model_file: Path,
+    data: Path,
+    preprocessing: str,
+    batch_size: int,
+    layers: tuple[str, ...],
+    estimator: Literal["sequential", "batch"],
+    **options: Any,
+) -> None:
+    """Re-estimate the population statistics from data, weights frozen.
+
+    The remedy after training with small batches, averaging weights, or moving to another domain.
+
+    \b
+      keras-bn recalibrate model.keras --data train.npy -o model_recalibrated.keras
+    """
+
+    def operate(model: Any) -> SurgeryResult:
+        examples, size = read_data(data, model, preprocessing, batch_size)
+        return keras_bn.recalibrate(
+            model, examples, layers=list(layers) or None, estimator=estimator, batch_size=size
+        )
+
+    _surgery(model_file, operate=operate, **options)
+
+
+@click.command()
+@model_argument
+@import_option
+@output_options
+def fold(model_file: Path, **options: Any) -> None:
+    """Absorb BN into the convolutions and dense layers around it, for inference.
+
+    \b
+      keras-bn fold model.keras -o model_folded.keras
+    """
+    _surgery(model_file, operate=keras_bn.fold, **options)

@@ -1,0 +1,7 @@
+"""Querying TensorFlow Serving without TensorFlow, and serving its protocol without its binary."""
+
+from keras_bn_serving.wire.errors import ServingError
+
+__version__ = "0.2.0"
+
+__all__ = ["ServingError"]

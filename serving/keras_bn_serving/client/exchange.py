@@ -1,0 +1,89 @@
+"""What passes between the parts of the client: one request with the way to read its answer, and a pause.
+
+The client is written once for threads and asyncio: an operation is a generator that yields these steps
+and is sent their results; `Client` and `AsyncClient` differ only in who carries the steps out.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from keras_bn_serving.client.metadata import Signature
+from keras_bn_serving.wire.errors import InternalError, ServingError
+
+T = TypeVar("T")
+Features = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request; `read` turns the body of a good answer into the result."""
+
+    path: str
+    body: bytes | None
+    read: Callable[[bytes], Any]
+    timeout: float = 0.0
+    idempotent: bool = True
+
+    def result(self, body: bytes) -> Any:
+        """Return what the answer says; InternalError if it is not TF Serving's kind of answer."""
+        try:
+            return self.read(body)
+        except ServingError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise InternalError(f"the answer cannot be read ({error!r}); it begins {body[:200]!r}") from error
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+Operation = Generator[Exchange | Pause, Any, T]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which model is spoken to; `version` and `label` exclude each other; neither means the newest."""
+
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+
+class Codec(Protocol):
+    """The calls of TF Serving in the words of one transport."""
+
+    def predict(
+        self,
+        target: Target,
+        name: str | None,
+        signature: Signature,
+        inputs: dict[str, np.ndarray],
+        outputs: Sequence[str],
+    ) -> Exchange:
+        """Exchange whose result is the outputs asked for (all, if none is named) by name."""
+
+    def examples(
+        self,
+        method: str,
+        target: Target,
+        name: str | None,
+        examples: Sequence[Features],
+        context: Features | None,
+    ) -> Exchange:
+        """Exchange for "classify" or "regress": lists of (label, score), or an array of numbers."""
+
+    def status(self, target: Target) -> Exchange:
+        """Exchange whose result is a list of VersionStatus."""
+
+    def metadata(self, target: Target) -> Exchange:
+        """Exchange whose result is a ModelMetadata."""
+
+    def reload(self, config: Any) -> Exchange:
+        """Exchange that makes the server adopt a ModelServerConfig; its result is None."""

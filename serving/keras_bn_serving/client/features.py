@@ -1,0 +1,28 @@
+"""Features of an Example, from Python values: the same typing over both transports."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_bn_serving.client.inputs import to_strings
+from keras_bn_serving.wire.errors import InvalidArgumentError
+
+
+def feature_values(name: str, value: Any) -> np.ndarray:
+    """Return a feature as a flat array of int64, float32 or bytes objects.
+
+    TF Serving decides by how a number is written: 2 is an int64 feature and 2.0 a float one, booleans are
+    int64, and str, bytes and pathlib.Path (its contents) are bytes. One feature holds one kind; integers
+    among floats are floats.
+    """
+    array = np.asarray(value, object if isinstance(value, bytes | str) else None)
+    if array.dtype.kind in "iub":
+        return array.reshape(-1).astype(np.int64)
+    if array.dtype.kind == "f":
+        return array.reshape(-1).astype(np.float32)
+    try:
+        return to_strings(value).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"feature {name!r} should hold int, float, str or bytes, one kind of them: {error}"
+        ) from error

@@ -1,0 +1,128 @@
+"""One loaded SavedModel: a TensorFlow session that runs tensors by name, as tensorflow_model_server does.
+
+Nothing is checked against the shapes a signature declares: what the client sends is fed, and the operations
+of the graph have the last word (but for `_fragile_inputs`). `Session.run` would refuse such feeds, so the C
+function under it is called; it is not part of TensorFlow's public API, and used in this file alone.
+"""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.python.client import pywrap_tf_session as c_api
+
+from keras_bn_serving.local_server.status import StatusError, from_exception, invalid_argument, require
+
+# Operations whose kernels (oneDNN's, the default on x86) look up a dimension before they check that there is
+# one, which aborts the process. Found by feeding the operations of convolutional and dense networks tensors
+# of other ranks; these raise for wrong sizes of the right rank.
+_ABORTING = frozenset(("Conv2D", "Conv2DBackpropFilter", "Conv3D", "DepthwiseConv2dNative", "MaxPool3D"))
+
+
+class GraphSession:
+    """A TensorFlow session that is fed and fetched by tensor name. Thread-safe."""
+
+    def __init__(self, config: tf.compat.v1.ConfigProto | None) -> None:
+        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        self._outputs: dict[str, object] = {}
+
+    def extend(self) -> None:
+        """Make the runtime see what was added to the graph since the last call."""
+        self.session._extend_graph()
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        """The values of the tensors named in `fetches` (`y:0`), given those in `feeds`, of any shape.
+
+        After `timeout_ms` milliseconds, unless it is 0, the run is cancelled. Errors are the runtime's.
+        """
+        require(fetches, "Must specify at least one target to fetch or execute.")
+        inputs = {self._output(name): array for name, array in feeds.items()}
+        outputs = [self._output(name) for name in fetches]
+        options = None
+        if timeout_ms > 0:
+            serialized = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms).SerializeToString()
+            options = c_api.TF_NewBufferFromString(serialized)
+        try:
+            results = c_api.TF_SessionRun_wrapper(self.session._session, options, inputs, outputs, [], None)
+        except tf.errors.OpError as error:
+            raise from_exception(error) from None
+        finally:
+            if options is not None:
+                c_api.TF_DeleteBuffer(options)
+        # A scalar string comes back as bytes, which NumPy would make a fixed-width string.
+        return [
+            np.array(result, object) if isinstance(result, bytes) else np.asarray(result)
+            for result in results
+        ]
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        self.session.close()
+
+    def _output(self, name: str) -> object:
+        if name not in self._outputs:
+            try:
+                tensor = self.session.graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+            except (KeyError, ValueError) as error:
+                code = "OUT_OF_RANGE" if "exists but" in str(error) else "INVALID_ARGUMENT"
+                raise StatusError(code, str(error)) from None
+            self._outputs[name] = tensor._as_tf_output()
+        return self._outputs[name]
+
+
+class Executor(GraphSession):
+    """The session of the version in the folder `path`, of the graph whose whole set of tags is `tags`."""
+
+    def __init__(self, path: str, tags: Sequence[str], config: tf.compat.v1.ConfigProto | None) -> None:
+        if not any(os.path.isfile(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
+            what = "Specified file path does not appear to contain a SavedModel bundle"
+            raise StatusError("NOT_FOUND", f"{what} (should have a file called `saved_model.pb`): {path}")
+        super().__init__(config)
+        try:
+            with self.session.graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.load(self.session, list(tags), path)
+            self.extend()
+        except Exception as error:
+            self.close()
+            # Python's loader has its own exceptions for what does not parse, and tags that are not there.
+            if type(error) is OSError:
+                raise StatusError("DATA_LOSS", f"Can't parse {path}/saved_model.pb as binary proto") from None
+            if type(error) is RuntimeError:
+                what = f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}"
+                raise StatusError("NOT_FOUND", f"{what}. saved_model_cli shows what there is.") from None
+            raise
+        self.signatures = dict(meta_graph.signature_def)
+        self._ranks = _fragile_inputs(meta_graph)
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        """As GraphSession.run, but INVALID_ARGUMENT for a rank that would abort the process."""
+        for name, array in feeds.items():
+            alias, rank = self._ranks.get(name, ("", array.ndim))
+            if array.ndim != rank:
+                raise invalid_argument(
+                    f"Input {alias} must have rank {rank}, as its signature says, but has rank {array.ndim} "
+                    f"(shape {list(array.shape)})"
+                )
+        return super().run(feeds, fetches, timeout_ms)
+
+
+def _fragile_inputs(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, tuple[str, int]]:
+    """The alias and the rank, by tensor name, of the inputs whose rank must be checked before a run: those of
+    declared rank, if there is an operation in `_ABORTING`; else tensorflow_model_server answers any shape."""
+    graph = meta_graph.graph_def
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    if not any(node.op in _ABORTING for node in nodes):
+        return {}
+    return {
+        info.name: (alias, len(info.tensor_shape.dim))
+        for signature in meta_graph.signature_def.values()
+        for alias, info in signature.inputs.items()
+        if info.HasField("tensor_shape") and not info.tensor_shape.unknown_rank
+    }

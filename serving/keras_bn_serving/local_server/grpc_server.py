@@ -1,0 +1,221 @@
+"""The gRPC side: PredictionService and ModelService, health and reflection, on a port and a Unix socket."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from keras_bn_serving.local_server import inference, metrics, tensors
+from keras_bn_serving.local_server.catalog import ONLY_LISTS, Catalog, SSLConfig, read
+from keras_bn_serving.local_server.flags import Flags
+from keras_bn_serving.local_server.manager import Manager
+from keras_bn_serving.local_server.status import CODES, StatusError, from_exception, require
+
+ModelSpec: TypeAlias = model_pb2.ModelSpec
+_MAX_DETAILS = 1024
+_ENDLESS_S = 1e9  # what grpcio says, besides None, of a call without a deadline is far beyond
+_log = logging.getLogger(__name__)
+
+
+def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Message]:
+    """A service method, given its time limit in milliseconds (0: none), which may raise and is recorded."""
+
+    def call(self: Any, request: Any, context: grpc.ServicerContext) -> Message:
+        started, code = time.perf_counter(), "OK"
+        has_spec = hasattr(request, "model_spec")
+        try:
+            require(not has_spec or request.HasField("model_spec"), "Missing ModelSpec")
+            return method(self, request, _left_ms(context))
+        except Exception as failure:
+            error = from_exception(failure)
+            code = error.code
+            details = error.message.encode("utf-8", "replace")
+            if len(details) > _MAX_DETAILS:
+                details = details[:_MAX_DETAILS] + b"...TRUNCATED"
+            context.abort(grpc.StatusCode[code], details.decode("utf-8", "ignore"))
+            raise AssertionError("abort always raises") from None
+        finally:
+            name = request.model_spec.name if has_spec else ""
+            metrics.record("GRPC", method.__name__, name, code, started, self.flags.log_requests)
+
+    return call
+
+
+def _left_ms(context: grpc.ServicerContext) -> int:
+    seconds = context.time_remaining()
+    return 0 if seconds is None or seconds > _ENDLESS_S else max(int(seconds * 1000), 1)
+
+
+def spec_of(name: str, number: int, signature_name: str = "") -> ModelSpec:
+    """Which model, version and signature a response comes from."""
+    return ModelSpec(name=name, version={"value": number}, signature_name=signature_name)
+
+
+class Services(
+    prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer
+):
+    """tensorflow.serving.PredictionService and tensorflow.serving.ModelService."""
+
+    def __init__(self, manager: Manager, catalog: Catalog, flags: Flags) -> None:
+        self._manager = manager
+        self._catalog = catalog
+        self.flags = flags
+
+    def _use(self, spec: ModelSpec) -> Any:
+        require(spec.name, "ModelSpec has no name specified.")
+        number = spec.version.value if spec.HasField("version") else None
+        label = spec.version_label if spec.HasField("version_label") else None
+        return self._manager.use(spec.name, number, label)
+
+    @_answering
+    def Predict(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        with self._use(request.model_spec) as (number, model):
+            outputs = inference.predict_request(model, request, timeout_ms)
+        key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
+        response = predict_pb2.PredictResponse(model_spec=spec_of(model.name, number, key))
+        packed = self.flags.enable_serialization_as_tensor_content
+        for alias, array in outputs.items():
+            tensors.to_proto(array, response.outputs[alias], packed)
+        return response
+
+    @_answering
+    def Classify(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        spec, result = self._run(inference.CLASSIFY, request, timeout_ms)
+        return classification_pb2.ClassificationResponse(model_spec=spec, result=result)
+
+    @_answering
+    def Regress(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        spec, result = self._run(inference.REGRESS, request, timeout_ms)
+        return regression_pb2.RegressionResponse(model_spec=spec, result=result)
+
+    def _run(self, method: str, request: Any, timeout_ms: int) -> tuple[ModelSpec, inference.Result]:
+        key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
+        with self._use(request.model_spec) as (number, model):
+            result = inference.one_task(model, method, key, request.input, timeout_ms)
+        return spec_of(model.name, number, key), result
+
+    @_answering
+    def MultiInference(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        require(request.tasks, "ModelSpec has no name specified.")
+        response = inference_pb2.MultiInferenceResponse()
+        with self._use(request.tasks[0].model_spec) as (number, model):
+            results = inference.multi_inference(model, request, timeout_ms)
+        for task, result in zip(request.tasks, results, strict=True):
+            field = "classification" if task.method_name == inference.CLASSIFY else "regression"
+            key = task.model_spec.signature_name or inference.DEFAULT_SIGNATURE
+            response.results.add(model_spec=spec_of(model.name, number, key), **{f"{field}_result": result})
+        return response
+
+    @_answering
+    def GetModelMetadata(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        fields = request.metadata_field
+        require(fields, "GetModelMetadataRequest must specify at least one metadata_field")
+        for field in fields:
+            require(field == "signature_def", f"Metadata field {field} is not supported")
+        with self._use(request.model_spec) as (number, model):
+            signatures = signature_map(model)
+        response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=spec_of(model.name, number))
+        response.metadata["signature_def"].Pack(signatures)
+        return response
+
+    @_answering
+    def GetModelStatus(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        spec = request.model_spec
+        number = spec.version.value if spec.HasField("version") else None
+        return status_response(self._manager, spec.name, number)
+
+    @_answering
+    def HandleReloadConfigRequest(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+        require(request.config.WhichOneof("config"), ONLY_LISTS)
+        self._catalog.reload(request.config)
+        metric = [{"name": name} for name in request.metric_names]
+        return model_management_pb2.ReloadConfigResponse(status={}, metric=metric)
+
+
+def signature_map(model: inference.Model) -> get_model_metadata_pb2.SignatureDefMap:
+    """All signatures of a model."""
+    return get_model_metadata_pb2.SignatureDefMap(signature_def=model.signatures)
+
+
+def status_response(manager: Manager, name: str, number: int | None) -> Message:
+    """The states of a model's versions, or of one of them, the highest first."""
+    response = get_model_status_pb2.GetModelStatusResponse()
+    for version in manager.status(name, number):
+        code, message = (version.error.code, version.error.message) if version.error else ("OK", "")
+        status = {"error_code": CODES.index(code), "error_message": message}
+        response.model_version_status.add(version=version.number, state=version.state, status=status)
+    return response
+
+
+class GrpcServer:
+    """Serves the two services as the flags say."""
+
+    def __init__(self, flags: Flags, services: Services) -> None:
+        options: list[Any] = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
+        options += [("grpc.so_reuseport", 0), *_channel_arguments(flags.grpc_channel_arguments)]
+        threads = ThreadPoolExecutor(max(flags.grpc_max_threads, 1), thread_name_prefix="grpc")
+        self._server = grpc.server(threads, options=options)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, self._server)
+        names = [f"tensorflow.serving.{name}" for name in ("PredictionService", "ModelService")]
+        self._health = health.HealthServicer()
+        if flags.enable_grpc_healthcheck_service:
+            for service in ("", "ModelService", "PredictionService"):
+                self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+            names.append(health.SERVICE_NAME)
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
+        credentials = _credentials(flags.ssl_config_file) if flags.ssl_config_file else None
+        if flags.port:
+            self._listen(f"{flags.host}:{flags.port}", credentials, f"{flags.host}:{flags.port}")
+        if flags.grpc_socket_path:
+            path = flags.grpc_socket_path
+            self._listen(f"unix:{path}", credentials, f"UNIX socket {path}")
+        self._server.start()
+
+    def stop(self, timeout: float) -> None:
+        """Take no more calls, finish those that are here, within `timeout` seconds."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(timeout).wait()
+
+    def _listen(self, address: str, credentials: grpc.ServerCredentials | None, shown: str) -> None:
+        try:
+            if credentials:
+                self._server.add_secure_port(address, credentials)
+            else:
+                self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StatusError("UNKNOWN", f"Failed to BuildAndStart gRPC server: {error}") from error
+        _log.info("Running gRPC ModelServer at %s ...", shown)
+
+
+def _credentials(path: str) -> grpc.ServerCredentials:
+    """Credentials of a text SSLConfig, which holds the PEM texts themselves."""
+    ssl = read(path, SSLConfig())
+    pair = (ssl.server_key.encode(), ssl.server_cert.encode())
+    return grpc.ssl_server_credentials([pair], ssl.custom_ca.encode() or None, ssl.client_verify)
+
+
+def _channel_arguments(text: str) -> Iterable[tuple[str, int | str]]:
+    for pair in filter(None, text.split(",")):
+        name, equals, value = pair.partition("=")
+        require(name and equals, f"--grpc_channel_arguments must be name=value,name=value; got {pair}")
+        yield name, int(value) if value.removeprefix("-").isdecimal() else value

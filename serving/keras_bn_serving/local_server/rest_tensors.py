@@ -1,0 +1,202 @@
+"""JSON values and arrays: row format (`instances`), columnar format (`inputs`), and outputs."""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import orjson
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from keras_bn_serving.local_server import tensors
+from keras_bn_serving.local_server.status import StatusError, invalid_argument, require
+
+Inputs = Mapping[str, meta_graph_pb2.TensorInfo]
+# The JSON types of each kind of dtype, and the dtypes that have no JSON form, there as here.
+_JSON_TYPES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}, "O": {str, dict}}
+_NO_JSON = [tensors.NUMPY_DTYPES[number] for number in (types_pb2.DT_HALF, types_pb2.DT_UINT16)]
+_SEVERAL = "as multiple input tensors required as per tensorinfo_map"
+
+
+def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Arrays by alias from the value of `inputs`: one tensor, or an object with a tensor for each alias."""
+    if not isinstance(value, dict) or is_base64(value):
+        require(len(inputs) == 1, f"inputs is a plain value/list, but expecting an object {_SEVERAL}")
+        value = dict.fromkeys(inputs, value)
+    for alias in sorted(inputs):
+        require(alias in value, f"Missing named input: {alias} in 'inputs' object.")
+    return {alias: to_array(value[alias], info.dtype) for alias, info in inputs.items()}
+
+
+def rows(instances: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Arrays by alias from the value of `instances`, whose element i is row i of every input."""
+    if not isinstance(instances[0], dict) or is_base64(instances[0]):
+        what = f"instances is a plain list, but expecting list of objects {_SEVERAL}"
+        require(len(inputs) == 1, what)
+        return {alias: _column(instances, info.dtype, "") for alias, info in inputs.items()}
+    for index, element in enumerate(instances):
+        require(isinstance(element, dict), f"Expecting object but got list at item {index} of input list")
+        if element.keys() != set(inputs):
+            extra = [key for key in element if key not in inputs]
+            where = f"Failed to process element: {index}{' key: ' if extra else ''}{''.join(extra[:1])}"
+            what = f"JSON object: {quote(element)} keys must be equal to: {','.join(sorted(inputs))}"
+            if extra:
+                what = f"Error: INVALID_ARGUMENT: JSON object: does not have named input: {extra[0]}"
+            raise invalid_argument(f"{where} of 'instances' list. {what}")
+    return {
+        alias: _column([element[alias] for element in instances], info.dtype, f" key: {alias}")
+        for alias, info in inputs.items()
+    }
+
+
+def _column(values: Any, dtype: int, where: str) -> np.ndarray:
+    try:
+        return to_array(values, dtype)
+    except StatusError:
+        for index, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
+            try:
+                to_array(value, dtype)
+            except StatusError as error:
+                what = f"Failed to process element: {index}{where} of 'instances' list. Error: {error}"
+                raise invalid_argument(what) from None
+        raise
+
+
+def to_array(value: Any, dtype: int) -> np.ndarray:
+    """The tensor of type `dtype` (a DataType number) that a JSON value stands for, of its nesting's shape.
+
+    INVALID_ARGUMENT for ragged nesting and other types, UNIMPLEMENTED for a dtype without JSON form.
+    """
+    target = tensors.NUMPY_DTYPES.get(dtype, np.dtype(np.void))
+    if isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
+        alike = len({item.shape for item in value}) == 1
+        value = np.stack(value) if alike else [item.tolist() for item in value]
+    shape: list[int] = []
+    level: Any = [value]
+    if isinstance(value, np.ndarray):
+        shape, level = list(value.shape), value.reshape(-1)
+    while len(level) and isinstance(level[0], list):
+        size = len(level[0])
+        for item in level:
+            if not isinstance(item, list) or len(item) != size:
+                what = f"Encountered {quote(item)} at level: {len(shape)}, where a list of {size} is expected"
+                raise invalid_argument(what)
+        level = list(chain.from_iterable(level))
+        shape.append(size)
+    require(len(shape) <= tensors.MAX_RANK, f"A tensor has at most {tensors.MAX_RANK} dimensions")
+    return _cast(level, target).reshape(shape)
+
+
+def _cast(flat: Any, target: np.dtype) -> np.ndarray:
+    """A list of JSON values, or an array of numbers, as an array of dtype `target`."""
+    types: set[type] = _JSON_TYPES.get(target.kind, set()) if target not in _NO_JSON else set()
+    if len(flat) and not types:
+        what = f"Conversion of JSON Value: {quote(flat[0])} to type: {_name(target)}"
+        raise StatusError("UNIMPLEMENTED", what)
+    limits = np.iinfo(target if target.itemsize >= 4 else np.int32) if target.kind in "iu" else None
+
+    def fits(item: Any) -> bool:
+        return type(item) in types and (limits is None or limits.min <= item <= limits.max)
+
+    if isinstance(flat, np.ndarray):
+        wrong = [] if fits(flat.min().item()) and fits(flat.max().item()) else flat[:1].tolist()
+    else:
+        wrong = [item for item in flat if not fits(item)]
+    if wrong:
+        what = f"JSON Value: {quote(wrong[0])} Type: {json_type(wrong[0])}"
+        raise invalid_argument(f"{what} is not of expected type: {_name(target)}")
+    if target.kind == "O":
+        array = np.empty(len(flat), object)
+        array[:] = [to_bytes(item) for item in flat]
+        return array
+    with np.errstate(over="ignore"):  # narrow integers wrap, floats become infinite, there as here
+        return np.asarray(flat, limits.dtype if limits else np.float64).astype(target)
+
+
+def _name(dtype: np.dtype) -> str:
+    """TensorFlow's short name of a dtype: `float`, `int64`, `string`."""
+    return (
+        types_pb2.DataType.Name(tensors.DATATYPES.get(dtype, types_pb2.DT_INVALID))
+        .removeprefix("DT_")
+        .lower()
+    )
+
+
+def quote(value: Any) -> str:
+    """A value in an error message: arrays on one line, until a NaN or the token past 256 bytes."""
+    text = ""
+    for token in _tokens(value, "\n"):
+        text += token
+        if not token or len(text.encode("utf-8", "replace")) > 256:
+            break
+    return text
+
+
+def _tokens(value: Any, line: str) -> Iterator[str]:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not value or not isinstance(value, list | dict):
+        token = json.dumps(value, ensure_ascii=False)
+        yield "" if token in ("NaN", "Infinity", "-Infinity") else token
+        return
+    inner, comma, ends = ("", ", ", "[]") if isinstance(value, list) else (f"{line}    ", ",", "{}")
+    for index, item in enumerate(value):
+        yield f"{comma if index else ends[0]}{inner}"
+        if isinstance(value, dict):
+            yield f"{json.dumps(item, ensure_ascii=False)}: "
+        yield from _tokens(value[item] if isinstance(value, dict) else item, inner or line)
+    yield ends[1] if isinstance(value, list) else f"{line}{ends[1]}"
+
+
+def json_type(value: Any) -> str:
+    """The name of a JSON value's type in error messages."""
+    if isinstance(value, bool):
+        return str(value)
+    names = {type(None): "Null", dict: "Object", list: "Array", np.ndarray: "Array", str: "String"}
+    return names.get(type(value), "Number")
+
+
+def is_base64(value: dict[str, Any]) -> bool:
+    """Whether an object stands for bytes: `{"b64": "..."}`."""
+    return len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def to_bytes(value: Any) -> bytes:
+    """The bytes that a JSON string or a base64 object stands for; blanks and lack of padding are forgiven."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    require(is_base64(value), f"JSON Value: {quote(value)} not formatted correctly for base64 data")
+    text = "".join(value["b64"].split())
+    try:
+        return base64.b64decode(text if "=" in text else text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        raise invalid_argument("Unable to base64 decode") from None
+
+
+def to_json(array: np.ndarray, alias: str = "") -> Any:
+    """An array, or a row of one, as orjson takes it. Strings are base64 objects if `alias` ends in `_bytes`.
+
+    Numbers are written with the fewest digits that read back as the same number of their type.
+    """
+    array = np.asarray(array)
+    kind = array.dtype.kind
+    if kind not in _JSON_TYPES or array.dtype in _NO_JSON:
+        raise invalid_argument(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
+    if kind == "O":
+        as_base64 = alias.endswith("_bytes")
+        text = json.dumps(array.tolist(), ensure_ascii=False, default=_base64 if as_base64 else _text)
+        return orjson.Fragment(text.encode("utf-8", "surrogateescape"))
+    if kind == "f" and not np.isfinite(array).all():  # orjson has no NaN and no Infinity
+        return orjson.Fragment(json.dumps(array.astype(str).astype(np.float64).tolist()))
+    return array if array.ndim else array[()]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _base64(value: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(value).decode()}

@@ -1,0 +1,127 @@
+"""Putting the parts together: from flags to a running server, and its orderly end."""
+
+import contextlib
+import logging
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+import tensorflow as tf
+
+from keras_bn_serving.local_server import flags as command_line
+from keras_bn_serving.local_server.batching import Parameters
+from keras_bn_serving.local_server.catalog import BatchingParameters, Catalog, ModelServerConfig, read
+from keras_bn_serving.local_server.flags import Flags
+from keras_bn_serving.local_server.grpc_server import GrpcServer, Services
+from keras_bn_serving.local_server.http_server import HttpServer
+from keras_bn_serving.local_server.manager import Manager
+from keras_bn_serving.local_server.rest import RestApi
+from keras_bn_serving.local_server.servable import load
+from keras_bn_serving.local_server.status import StatusError, require
+
+_FAILED = 255
+_log = logging.getLogger(__name__)
+
+
+def run(arguments: list[str]) -> int:
+    """Serve as the command line says until SIGTERM or SIGINT; the exit code."""
+    logging.basicConfig(format="%(asctime)s: %(levelname).1s %(name)s] %(message)s", level=logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    usage = command_line.usage("keras-bn-model-server")
+    try:
+        flags, unsupported, leftover = command_line.parse(arguments)
+    except ValueError as error:
+        _log.error("%s", error)
+        print(usage, flush=True)
+        return _FAILED
+    if flags.version:
+        ours = f"keras-bn {version('keras-bn')}"
+        print(f"TensorFlow ModelServer: {ours}\nTensorFlow Library: {tf.__version__}", flush=True)
+        return 0
+    if leftover[:1] == ["--help"]:
+        print(usage, flush=True)
+        return _FAILED
+    if leftover:
+        print(f"unknown argument: {leftover[0]}\n{usage}", flush=True)
+    for name in unsupported:
+        _log.warning("--%s is not supported here and has no effect.", name)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    parts = contextlib.ExitStack()  # what to stop, the last first
+    try:
+        _start(flags, stop, parts)
+    except StatusError as error:
+        print(f"Failed to start server. Error: {error}", flush=True)
+        flags.drain_timeout_seconds = 0
+        stop.set()
+        parts.close()
+        return _FAILED
+    stop.wait()
+    _log.info("Stopping: the requests in flight have %d seconds.", flags.drain_timeout_seconds)
+    parts.close()
+    return 0
+
+
+def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> None:
+    """Load the models, then open the ports; with nothing open if `stop` is set meanwhile."""
+    models = _check(flags)
+    session_config, parameters = _session_config(flags), None
+    if flags.enable_batching:
+        file = flags.batching_parameters_file
+        parameters = Parameters.of(read(file, BatchingParameters())) if file else Parameters()
+    manager = Manager(lambda name, path: load(name, path, flags, session_config, parameters), flags)
+    parts.callback(lambda: manager.close(flags.drain_timeout_seconds))
+    catalog = Catalog(manager, flags, stop)
+    catalog.start(models)
+    if stop.is_set():
+        return
+    apis: list[GrpcServer | HttpServer] = []
+    parts.callback(lambda: _drain(apis, flags.drain_timeout_seconds))
+    apis.append(GrpcServer(flags, Services(manager, catalog, flags)))
+    if flags.rest_api_port:
+        try:
+            require(flags.rest_api_port != flags.port, "the gRPC API is there already")
+            api = RestApi(manager, flags)
+            http = HttpServer(api, flags.rest_api_num_threads, flags.rest_api_max_body_bytes)
+            http.start(flags.host, flags.rest_api_port)
+            apis.append(http)
+            _log.info("Exporting HTTP/REST API at:localhost:%d ...", flags.rest_api_port)
+        except (OSError, StatusError) as error:  # the real server goes on without REST too
+            _log.error("Failed to start HTTP Server at localhost:%d: %s", flags.rest_api_port, error)
+    if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
+        catalog.follow_file(flags.model_config_file, flags.model_config_file_poll_wait_seconds)
+    _log.info("Entering the event loop ...")
+
+
+def _drain(apis: list[GrpcServer | HttpServer], seconds: float) -> None:
+    """Let both APIs finish their requests at once: a drain must not take twice its time."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda api: api.stop(seconds), apis))
+
+
+def _check(flags: Flags) -> ModelServerConfig:
+    """The models' configuration, once the flags are found to make sense together."""
+    grpc, rules = flags.port or flags.grpc_socket_path, "server_options"
+    require(grpc, f"At least one of {rules}.grpc_port or {rules}.grpc_socket_path must be set.")
+    models = flags.model_base_path or flags.model_config_file
+    require(models, f"Both {rules}.model_base_path and {rules}.model_config_file are empty!")
+    batches = flags.enable_batching or not flags.batching_parameters_file
+    what = f"{rules}.batching_parameters_file is set without setting {rules}.enable_batching to true."
+    require(batches, what)
+    if flags.model_config_file:
+        return read(flags.model_config_file, ModelServerConfig())
+    model = {"name": flags.model_name, "base_path": flags.model_base_path, "model_platform": "tensorflow"}
+    return ModelServerConfig(model_config_list={"config": [model]})
+
+
+def _session_config(flags: Flags) -> tf.compat.v1.ConfigProto:
+    session = tf.compat.v1.ConfigProto()
+    if flags.tensorflow_session_config_file:
+        read(flags.tensorflow_session_config_file, session)
+    for name in ("intra_op_parallelism", "inter_op_parallelism"):
+        threads = flags.tensorflow_session_parallelism or getattr(flags, f"tensorflow_{name}")
+        if threads > 0:
+            setattr(session, f"{name}_threads", threads)
+    return session

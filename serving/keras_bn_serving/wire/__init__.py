@@ -1,0 +1,1 @@
+"""What the client and the local server share: TF Serving's protocol."""

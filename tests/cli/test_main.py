@@ -1,0 +1,275 @@
+"""The command line over real files: results, exit codes, and one line for a mistake."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+
+from keras_bn.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trained-like network without BN, data for it, and a file that is no model."""
+    folder = tmp_path_factory.mktemp("cli")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            keras.layers.Conv2D(4, 3, activation="relu", name="conv"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dense(2, name="logits"),
+        ]
+    )
+    model.save(folder / "plain.keras")
+    np.save(folder / "images.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32"))
+    (folder / "broken.keras").write_bytes(b"not a model")
+    _damage(folder)
+    (folder / "pictures").mkdir()
+    for name, picture in zip("abc", np.random.default_rng(1).integers(256, size=(3, 9, 9, 3)), strict=True):
+        keras.utils.save_img(folder / "pictures" / f"{name}.png", picture)
+    return folder
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def _damage(folder):
+    """Files that are nearly right."""
+    whole = bytearray((folder / "plain.keras").read_bytes())
+    (folder / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    whole[300] ^= 255
+    (folder / "flipped.keras").write_bytes(whole)
+    keras.Sequential([keras.Input((2,)), Unregistered()]).save(folder / "unregistered.keras")
+    (folder / "junk.npy").write_bytes(b"junk" * 30)
+    (folder / "empty.npy").write_bytes(b"")
+    images = np.load(folder / "images.npy")
+    np.savez(folder / "more.npz", image=images, id=np.arange(len(images)))
+    (folder / "folder.keras").mkdir()
+
+
+def keras_bn(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_retrofit_then_every_verb(folder):
+    data = ("--data", folder / "images.npy")
+    retrofitted = folder / "retrofitted.keras"
+    done = keras_bn("retrofit", folder / "plain.keras", *data, "-o", retrofitted)
+    assert done.exit_code == 0, done.output
+    assert "conv" in done.output
+
+    for verb, arguments in {"convert": (), "recalibrate": data, "fold": ()}.items():
+        output = folder / f"{verb}.keras"
+        done = keras_bn(verb, retrofitted, *arguments, "-o", output, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verb"] == verb
+        assert output.exists()
+
+    images = np.load(folder / "images.npy")
+    expected = keras.models.load_model(folder / "plain.keras").predict(images, verbose=0)
+    folded = keras.models.load_model(folder / "fold.keras").predict(images, verbose=0)
+    # Folding in float64 and rounding once: a few ulp of the largest output.
+    np.testing.assert_allclose(folded, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_export_and_inspect(folder):
+    done = keras_bn("export", folder / "plain.keras", folder / "served", "--json")
+    assert done.exit_code == 0, done.output
+    path = json.loads(done.stdout)["path"]
+    assert keras_bn("inspect", path).exit_code == 0
+    assert keras_bn("inspect", folder / "plain.keras").exit_code in (0, 1)
+
+
+def test_a_dry_run_writes_nothing(folder):
+    before = set(folder.iterdir())
+    done = keras_bn("retrofit", folder / "plain.keras", "--data", folder / "images.npy", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("retrofit", "plain.keras"), 2, "--data"),
+        (("retrofit", "missing.keras", "--data", "images.npy", "--dry-run"), 2, "does not exist"),
+        (("fold", "broken.keras", "--dry-run"), 1, "broken.keras could not be loaded: it is corrupt"),
+        (("fold", "cut.keras", "--dry-run"), 1, "cut.keras could not be loaded: it is corrupt"),
+        (("fold", "flipped.keras", "--dry-run"), 1, "could not be loaded: it is corrupt (Bad CRC-32"),
+        (("fold", "unregistered.keras", "--dry-run"), 1, "its class 'Unregistered' is not registered"),
+        (("fold", "plain.keras", "--overwrite", "-o", "folder.keras"), 1, "is a folder; choose a file"),
+        (("fold", "plain.keras", "-o", "no/such/out.keras"), 1, "The folder no/such does not exist"),
+        (("inspect", "plain.keras", "--html", "no/such/page.html"), 1, "The folder no/such does not exist"),
+        (("retrofit", "plain.keras", "--data", "junk.npy", "--dry-run"), 1, "junk.npy could not be read"),
+        (("retrofit", "plain.keras", "--data", "empty.npy", "--dry-run"), 1, "empty.npy could not be read"),
+        (
+            ("retrofit", "plain.keras", "--data", "more.npz", "--dry-run"),
+            1,
+            "['id'], which the model",
+        ),
+        (("fold", "plain.keras"), 2, "-o OUT.keras"),
+        (("fold", "plain.keras", "-o", "plain.keras"), 1, "--overwrite"),
+        (("fold", "plain.keras", "-o", "out.h5"), 1, ".keras file"),
+        (("fold", "plain.keras", "--dry-run", "--import", "no.such.module"), 1, "PYTHONPATH"),
+        (("retrofit", "plain.keras", "--data", "broken.keras", "--dry-run"), 1, "could not be read as data"),
+        (("export", "plain.keras", "served", "--version", "0"), 2, "--version"),
+        (("no-such-verb",), 2, "No such command"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_an_exit_code(folder, arguments, code, words):
+    paths = {path.name: path for path in folder.iterdir()} | {"missing.keras": folder / "missing.keras"}
+    done = keras_bn(*(paths.get(argument, argument) for argument in arguments))
+    assert done.exit_code == code, done.output
+    assert words in done.output
+    assert "Traceback" not in done.output
+    assert "unsafely" not in done.output  # NumPy's advice on any file it does not know
+    last_line = done.output.splitlines()[-1]  # after the progress bar, if it came so far
+    assert code == 2 or (last_line.startswith("Error: ") and words in last_line and len(last_line) < 500)
+
+
+@pytest.mark.parametrize("arguments", [("fold", "-o", "out.keras"), ("inspect", "--html", "page.html")])
+def test_an_output_that_may_not_be_written_is_refused_before_the_work(folder, arguments, monkeypatch):
+    # Not by permissions, which do not hold for root.
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("keras.models.load_model", None)
+    verb, option, output = arguments
+    done = keras_bn(verb, folder / "plain.keras", option, folder / output)
+    assert done.exit_code == 1
+    assert f"{folder / output} cannot be written" in done.output
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(folder, tmp_path, monkeypatch):
+    def interrupted(model, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out.keras"
+    output.write_bytes(b"the old one")
+    monkeypatch.setattr("keras.Model.save", interrupted)
+    done = keras_bn("fold", folder / "plain.keras", "-o", output, "--overwrite")
+    assert done.exit_code == 1 and "Aborted!" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["out.keras"]
+    assert output.read_bytes() == b"the old one"
+
+
+def test_an_interrupt_during_the_work_writes_nothing(folder, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    donor = (folder / "plain.keras").read_bytes()
+    monkeypatch.setattr("keras_bn.surgery.observe.Observer.moments", interrupted)
+    data = ("--data", folder / "images.npy")
+    done = keras_bn("retrofit", folder / "plain.keras", *data, "-o", tmp_path / "out.keras")
+    assert done.exit_code == 1 and "Aborted!" in done.output
+    assert not list(tmp_path.iterdir())
+    assert (folder / "plain.keras").read_bytes() == donor
+
+
+@pytest.mark.parametrize("verb", ["inspect", "retrofit", "recalibrate", "fold", "convert", "export"])
+def test_help(verb):
+    done = keras_bn(verb, "--help")
+    assert done.exit_code == 0 and f"keras-bn {verb} " in done.output
+
+
+def test_a_dry_run_of_every_verb_prints_json_and_writes_nothing(folder, tmp_path):
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization(name="bn")]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    np.save(tmp_path / "data.npy", np.ones((4, 3), "float32"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    data = ("--data", tmp_path / "data.npy")
+    for verb, arguments in {"convert": (), "recalibrate": data, "fold": ()}.items():
+        done = keras_bn(verb, tmp_path / "model.keras", *arguments, "--dry-run", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verb"] == verb
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_statistics_that_are_nan(folder, tmp_path):
+    """Folding refuses them, inspection says so and exits with 1."""
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization(name="bn")]
+    model = keras.Sequential(layers)
+    model.layers[-1].moving_mean.assign([np.nan, 0])
+    model.save(tmp_path / "model.keras")
+    done = keras_bn("fold", tmp_path / "model.keras", "-o", tmp_path / "out.keras")
+    assert done.exit_code == 1 and "moving_mean of 'bn' holds NaN" in done.output
+    assert not (tmp_path / "out.keras").exists()
+    done = keras_bn("inspect", tmp_path / "model.keras", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["layers"][0]["problems"] == ["NaN or infinity in mean"]
+
+
+def test_an_image_that_cannot_be_decoded_is_named(folder, tmp_path):
+    keras.utils.save_img(tmp_path / "a.png", np.zeros((9, 9, 3)))
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    done = keras_bn("retrofit", folder / "plain.keras", "--data", tmp_path, "--dry-run")
+    assert done.exit_code == 1
+    assert f"Error: {tmp_path / 'b.jpg'} could not be decoded as an image of 3 channels" in done.output
+
+
+def test_an_error_of_tensorflow_gets_one_line(folder, monkeypatch):
+    def fail(model):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory\nin node 3")
+
+    monkeypatch.setattr("keras_bn.fold", fail)
+    done = keras_bn("fold", folder / "plain.keras", "--dry-run")
+    assert (done.exit_code, done.output) == (1, "Error: TensorFlow: out of memory\n")
+
+
+def test_another_error_is_not_hidden(folder, monkeypatch):
+    def fail(model):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("keras_bn.fold", fail)
+    assert isinstance(keras_bn("fold", folder / "plain.keras", "--dry-run").exception, ZeroDivisionError)
+
+
+def test_a_folder_of_images_is_data(folder):
+    done = keras_bn(
+        "retrofit",
+        folder / "plain.keras",
+        "--data",
+        folder / "pictures",
+        "--preprocessing",
+        "tf",
+        "--dry-run",
+    )
+    assert done.exit_code == 0, done.output
+
+
+def test_serving_a_folder_refuses_what_the_server_would_wait_for_or_do_without(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for flag in ("--port", "--rest_api_port"):
+            done = keras_bn("serve", folder, f"{flag}={port}")
+            assert done.exit_code == 1
+            assert f"Port {port} cannot be used" in done.output
+            assert flag in done.output
+
+
+def test_serving_a_folder_without_a_version_ends_with_the_reason(folder):
+    (folder / "empty").mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "keras_bn.cli",
+        "serve",
+        folder / "empty",
+        "--port=0",
+        "--rest_api_port=0",
+    ]
+    flags = ["--grpc_socket_path=" + str(folder / "socket")]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert str(folder / "empty") in done.stdout + done.stderr

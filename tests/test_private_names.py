@@ -1,0 +1,66 @@
+"""Every private name of Keras and TensorFlow that the package uses exists and means what we take it for."""
+
+import keras
+import pytest
+
+from keras_bn import _keras
+
+
+def model():
+    inputs = keras.Input((4,), name="x")
+    return keras.Model({"x": inputs}, [keras.layers.Dense(2, name="d")(inputs)])
+
+
+def test_functional_is_the_class_of_models_of_inputs_and_outputs():
+    assert type(model()) is _keras.Functional
+    assert not isinstance(keras.Sequential(), _keras.Functional)
+
+
+def test_flatten_layers_lists_a_layer_and_those_inside_it():
+    nested = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1), model()])
+    kinds = [type(layer).__name__ for layer in _keras.flatten_layers(nested)]
+    assert kinds[0] == "Sequential"
+    assert kinds.count("Dense") == 2
+    assert _keras.flatten_layers(nested, include_self=False) == _keras.flatten_layers(nested)[1:]
+
+
+def test_graph_of_a_sequential_is_none_until_it_is_built():
+    sequential = keras.Sequential([keras.layers.Dense(1)])
+    assert _keras.graph_of(sequential) is None
+    sequential.build((None, 4))
+    assert isinstance(_keras.graph_of(sequential), _keras.Functional)
+
+
+def test_nodes_come_after_those_they_depend_on():
+    assert [node.operation.name for node in _keras.nodes(model())] == ["x", "d"]
+
+
+def test_structures_are_those_the_model_was_made_with():
+    inputs, outputs = _keras.structures(model())
+    assert list(inputs) == ["x"]
+    assert isinstance(outputs, list)
+
+
+def test_compile_arguments_are_the_objects_themselves():
+    compiled = model()
+    optimizer = keras.optimizers.SGD(0.5)
+    compiled.compile(optimizer, "mse")
+    assert _keras.compile_arguments(compiled)["optimizer"] is optimizer
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
+def test_compiles_with_xla_says_so_inside_a_compiled_function():
+    import tensorflow as tf
+
+    from keras_bn._tensorflow import compiles_with_xla
+
+    seen = []
+
+    def function(x):
+        seen.append(compiles_with_xla())
+        return x
+
+    tf.function(function)(tf.zeros(1))
+    tf.function(function, jit_compile=True)(tf.zeros(1))
+    assert seen == [False, True]
+    assert not compiles_with_xla()
