@@ -10,8 +10,8 @@ from keras_bn.layers.cross_iteration import CrossIterationNormalization
 from keras_bn.layers.ghost import GhostBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.layers.sequence import SequenceBatchNormalization
+from keras_bn.saving.check import verify_inference_mode
 from keras_bn.saving.export import export
-from keras_bn.saving.proof import verify_inference_mode
 from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
 from keras_bn.surgery.recalibrate import recalibrate

@@ -1,16 +1,28 @@
 """Every private name of TensorFlow that this package uses, and the public alternative that was tried.
 
 Tested on TensorFlow 2.20 and 2.21. `tests/test_private_names.py` uses each of them, so a release that renames
-one fails there first.
+one fails there first. TensorFlow need not be installed: it is imported where a function needs it.
 """
 
 from __future__ import annotations
 
-import tensorflow as tf
+from keras_bn.errors import KerasBNError
+
+
+def require_tensorflow(what: str) -> None:
+    """Raise unless TensorFlow is installed; `what` needs it."""
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise KerasBNError(
+            f"{what} needs TensorFlow, which cannot be imported ({error}); install it with "
+            "pip install 'keras-bn[tensorflow]'."
+        ) from error
 
 
 def compiles_with_xla() -> bool:
     """Whether the graph that is being traced is compiled by XLA; `jit_compile` is not visible from inside."""
+    import tensorflow as tf
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
     return not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -1,23 +1,43 @@
 """Warm-up requests, which TensorFlow Serving replays before it lets a version answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from keras_bn.saving.examples import Tensors
 
 FILE = "tf_serving_warmup_requests"
 
 
-def write(folder: Path, requests: Mapping[str, Tensors]) -> None:
-    """Write one Predict request for every signature in `requests`, as TFRecords of PredictionLog."""
+def write(folder: Path, requests: Iterable[tuple[str, Tensors]]) -> None:
+    """Write a Predict request for every pair of a signature's name and its inputs, as TFRecords."""
     with tf.io.TFRecordWriter(str(folder / FILE)) as writer:
-        for signature, inputs in requests.items():
-            request = predict_pb2.PredictRequest()
-            for name, values in inputs.items():
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-            request.model_spec.signature_name = signature
-            log = prediction_log_pb2.PredictLog(request=request)
-            writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
+        for signature, inputs in requests:
+            writer.write(_prediction_log(signature, inputs))
+
+
+def _prediction_log(signature: str, inputs: Tensors) -> bytes:
+    """A serialized `tensorflow.serving.PredictionLog`.
+
+    It is put together by hand, for the package that has the message's class, tensorflow-serving-api, is no
+    dependency of this one. The numbers are those of the fields in tensorflow_serving/apis.
+    """
+    request = _field(1, _field(3, signature.encode()))  # PredictRequest.model_spec, ModelSpec.signature_name
+    for name, values in inputs.items():
+        tensor = tf.make_tensor_proto(values).SerializeToString()
+        request += _field(2, _field(1, name.encode()) + _field(2, tensor))  # an entry of the map `inputs`
+    return _field(6, _field(1, request))  # PredictionLog.predict_log, PredictLog.request
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])

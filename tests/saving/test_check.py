@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_bn
-from keras_bn.saving.proof import largest_change
+from keras_bn.saving.batch_independence import largest_change
 
 
 def save(path, call, *specs):
