@@ -21,7 +21,7 @@ import keras_bn
 import keras_bn_serving
 import keras_bn_serving.client
 import keras_bn_serving.local_server
-from keras_bn.cli.main import main
+from keras_bn_cli.program import program
 from keras_bn_serving.client import Client
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ class Session:
             if words[:2] == ["keras-bn", "serve"]:
                 self._serve(words[2:])
             elif words[0] == "keras-bn":
-                result = CliRunner().invoke(main, words[1:])
+                result = CliRunner().invoke(program, words[1:])
                 assert result.exit_code == 0, result.output
                 printed += result.stdout
             else:
@@ -194,7 +194,7 @@ def test_the_api_pages_have_every_public_name(site):
 
 def test_the_command_line_page_has_every_command():
     page = (DOCS / "api" / "command_line.md").read_text(encoding="utf-8")
-    assert re.findall(r"\{command-help\} (\w+)", page) == list(main.commands)
+    assert re.findall(r"\{command-help\} (\w+)", page) == list(program.commands)
 
 
 def test_the_migration_table_has_the_defaults_of_each_package():

@@ -21,8 +21,8 @@ def wheel(tmp_path_factory):
 
 def test_holds_the_package_alone(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"keras_bn/__init__.py", "keras_bn/py.typed", "keras_bn/cli/main.py"} <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_bn"}
+    assert {"keras_bn/__init__.py", "keras_bn/py.typed", "keras_bn_cli/program.py"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_bn", "keras_bn_cli"}
 
 
 def test_works_installed_elsewhere(wheel, tmp_path):

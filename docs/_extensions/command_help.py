@@ -4,7 +4,7 @@ from click.testing import CliRunner
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from keras_bn.cli.main import main
+from keras_bn_cli.program import program
 
 
 class CommandHelp(SphinxDirective):
@@ -14,7 +14,7 @@ class CommandHelp(SphinxDirective):
 
     def run(self):
         result = CliRunner().invoke(
-            main,
+            program,
             [*self.arguments, "--help"],
             prog_name="keras-bn",
             terminal_width=88,

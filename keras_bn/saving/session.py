@@ -40,7 +40,7 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
     # Closed, but not made the default: what the caller computes meanwhile stays eager.
     with closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
         try:
-            with session.graph.as_default():
+            with session.graph.as_default(), _without_deprecation():
                 meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
         except (OSError, RuntimeError, tf.errors.OpError) as error:
             raise KerasBNError(f"the SavedModel in {path} cannot be loaded: {error}") from error
@@ -63,6 +63,18 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
             _dtypes(meta_graph.graph_def),
             run,
         )
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """TensorFlow calls the loader deprecated that TensorFlow Serving uses; the newer one gives no session."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _dtypes(graph: tf.compat.v1.GraphDef) -> frozenset[tf.DType]:

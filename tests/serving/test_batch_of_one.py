@@ -20,8 +20,8 @@ import tensorflow as tf
 from click.testing import CliRunner
 
 import keras_bn
-from keras_bn.cli.main import main
 from keras_bn.saving.session import servable
+from keras_bn_cli.program import program
 from keras_bn_serving.client import Client
 from tests.serving.golden.process import Server
 
@@ -153,10 +153,10 @@ def test_in_training_mode_an_image_alone_has_lost_its_answer(
     assert np.ptp(alone, axis=0).max() < ROUNDING
     assert np.abs(alone - together).max() > 0.1
 
-    caught = CliRunner().invoke(main, ["inspect", "--saved-model", str(path)])
+    caught = CliRunner().invoke(program, ["inspect", "--saved-model", str(path)])
     assert caught.exit_code == 1
     assert "is not in inference mode" in caught.output
-    assert CliRunner().invoke(main, ["inspect", "--saved-model", str(vgg.path)]).exit_code == 0
+    assert CliRunner().invoke(program, ["inspect", "--saved-model", str(vgg.path)]).exit_code == 0
 
 
 def test_export_refuses_or_rights_it(vgg: Vgg, mistaken: keras.Model, tmp_path: Path) -> None:

@@ -103,3 +103,8 @@ def usage(program: str) -> str:
     for field in dataclasses.fields(Flags):
         lines.append(f"  --{field.name}={field.default}\n      {field.metadata['text']}")
     return "\n".join([*lines, f"Without effect:{_NO_EFFECT}", f"Not supported:{_UNSUPPORTED}"])
+
+
+def described() -> list[tuple[str, Any, str]]:
+    """Name, default and help text of every flag."""
+    return [(field.name, field.default, field.metadata["text"]) for field in dataclasses.fields(Flags)]

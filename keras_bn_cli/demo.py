@@ -20,7 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import keras_bn
-from keras_bn.errors import KerasBNError
+from keras_bn.errors import CheckFailedError, KerasBNError
 
 MODEL_NAME = "digits"
 TRAIN_EPOCHS = 30
@@ -83,7 +83,7 @@ def vgg_style_network() -> keras.Model:
 def run(output: Path) -> None:
     """Run the seven steps, leave the exported model under `output`, print the table.
 
-    Raises `KerasBNError` with the reason when a figure is not what it must be.
+    Raises `CheckFailedError` with the reason when a figure is not what it must be.
     """
     table: list[tuple[str, str, str]] = []
 
@@ -91,7 +91,7 @@ def run(output: Path) -> None:
         table.append((what, figure, demand))
         click.echo(f"    {what}: {figure}")
         if not holds:
-            raise KerasBNError(f"The demo failed: {what} is {figure}, but must be {demand}.")
+            raise CheckFailedError(f"The demo failed: {what} is {figure}, but must be {demand}.")
 
     keras.utils.set_random_seed(1)
     digits = load_digits()

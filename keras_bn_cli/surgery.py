@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-import keras_bn
-from keras_bn.cli.files import check_output, import_modules, load_model, read_data, save_model
-from keras_bn.cli.options import (
+from keras_bn_cli.options import (
     data_options,
     import_option,
     layers_option,
     model_argument,
     output_options,
 )
-from keras_bn.surgery.report import SurgeryResult
+from keras_bn_cli.quiet import imported
+
+if TYPE_CHECKING:
+    from keras_bn.surgery.report import SurgeryResult
 
 
 def _surgery(
@@ -27,15 +28,18 @@ def _surgery(
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
-    operate: Callable[[Any], SurgeryResult],
+    operate: Callable[[Any, Any], SurgeryResult],
 ) -> None:
-    """Load, operate, report, write: what every verb that changes a model does."""
+    """Load the model, call `operate(keras_bn, model)`, print the report and write the result."""
     if output is None and not dry_run:
         raise click.UsageError("Give an output with -o OUT.keras, or --dry-run to write nothing.")
+    keras_bn = imported()
+    from keras_bn_cli.files import check_output, import_modules, load_model, save_model
+
     if output is not None:
         check_output(output, overwrite)
     import_modules(modules)
-    result = operate(load_model(model_file))
+    result = operate(keras_bn, load_model(model_file))
     click.echo(result.report.to_json() if as_json else str(result.report))
     if output is not None and not dry_run:
         save_model(result.model, output)
@@ -52,7 +56,7 @@ def convert(model_file: Path, **options: Any) -> None:
     \b
       keras-bn convert resnet.keras -o resnet_bn.keras
     """
-    _surgery(model_file, operate=keras_bn.convert, **options)
+    _surgery(model_file, operate=lambda keras_bn, model: keras_bn.convert(model), **options)
 
 
 @click.command()
@@ -91,7 +95,9 @@ def retrofit(
       keras-bn retrofit vgg16.keras --data images/ --preprocessing caffe -o vgg16_bn.keras
     """
 
-    def operate(model: Any) -> SurgeryResult:
+    def operate(keras_bn: Any, model: Any) -> SurgeryResult:
+        from keras_bn_cli.files import read_data
+
         examples, size = read_data(data, model, preprocessing, batch_size)
         return keras_bn.retrofit(
             model,
@@ -137,7 +143,9 @@ def recalibrate(
       keras-bn recalibrate model.keras --data train.npy -o model_recalibrated.keras
     """
 
-    def operate(model: Any) -> SurgeryResult:
+    def operate(keras_bn: Any, model: Any) -> SurgeryResult:
+        from keras_bn_cli.files import read_data
+
         examples, size = read_data(data, model, preprocessing, batch_size)
         return keras_bn.recalibrate(
             model, examples, layers=list(layers) or None, estimator=estimator, batch_size=size
@@ -156,4 +164,4 @@ def fold(model_file: Path, **options: Any) -> None:
     \b
       keras-bn fold model.keras -o model_folded.keras
     """
-    _surgery(model_file, operate=keras_bn.fold, **options)
+    _surgery(model_file, operate=lambda keras_bn, model: keras_bn.fold(model), **options)

@@ -19,8 +19,6 @@ import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
 
-PREPROCESSINGS = ("none", "unit", "caffe", "tf", "torch")
-
 
 def import_modules(names: tuple[str, ...]) -> None:
     """Import modules whose custom layers register themselves on import."""

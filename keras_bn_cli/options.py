@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from keras_bn.cli.files import PREPROCESSINGS
+PREPROCESSINGS = ("none", "unit", "caffe", "tf", "torch")
 
 
 def options(*options: Callable[..., Any]) -> Callable[[Any], Any]:

@@ -1,0 +1,81 @@
+"""The program `keras-bn`: its commands, and what becomes of an error.
+
+Exit codes: 0 done, 1 a check said no, 2 the command could not run, 130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from keras_bn_cli.command_error import CommandError
+from keras_bn_cli.demo_command import demo
+from keras_bn_cli.export import export
+from keras_bn_cli.inspect import inspect
+from keras_bn_cli.query import query
+from keras_bn_cli.serve import serve
+from keras_bn_cli.surgery import convert, fold, recalibrate, retrofit
+
+
+class Program(click.Group):
+    """Commands in the order of the work, and a user's mistake as one line instead of a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order in which they were added."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, with errors of the input turned into exit codes and one line each."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            if (command_error := _explained(error)) is None:
+                raise
+            raise command_error from error
+
+
+def _explained(error: Exception) -> CommandError | None:
+    """The error as one line, or None if it is a fault of this package rather than of its input.
+
+    A class is looked up among the modules that are loaded: an error of another one cannot have been raised.
+    """
+    if isinstance(error, OSError):
+        return CommandError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    if (ours := sys.modules.get("keras_bn.errors")) and isinstance(error, ours.KerasBNError):
+        return CommandError(str(error), 1 if isinstance(error, ours.CheckFailedError) else 2)
+    if (serving := sys.modules.get("keras_bn_serving.wire.errors")) and isinstance(
+        error, serving.ServingError
+    ):
+        return CommandError(str(error))
+    if (tensorflow := sys.modules.get("tensorflow")) and isinstance(error, tensorflow.errors.OpError):
+        return CommandError(f"TensorFlow: {str(error.message).partition(chr(10))[0]}")  # a trace follows
+    return None
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="keras-bn", prog_name="keras-bn")
+def program() -> None:
+    """Batch normalization for Keras: insert it, repair it, fold it, export and serve.
+
+    \b
+    From a trained model to production:
+      keras-bn retrofit vgg.keras --data images/ -o vgg_bn.keras
+      keras-bn inspect vgg_bn.keras
+      keras-bn export vgg_bn.keras models/vgg
+      keras-bn serve models/vgg
+      keras-bn query --model vgg cat.jpg
+
+    \b
+    Exit codes: 0 done; 1 a check said no; 2 the command could not run; 130 interrupted.
+    """
+
+
+for command in (demo, convert, retrofit, recalibrate, fold, inspect, export, serve, query):
+    program.add_command(command)
