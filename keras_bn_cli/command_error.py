@@ -1,11 +1,15 @@
-"""The error that ends a command with one line."""
+"""The errors that end a command with one line and no traceback."""
 
 import click
 
 
 class CommandError(click.ClickException):
-    """The command could not run, or with `exit_code` 1 a check said no: one line, no traceback."""
+    """The command could not run."""
 
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 2
+
+
+class CheckSaidNo(click.ClickException):
+    """The command ran a check, and its answer is no."""
+
+    exit_code = 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from keras_bn_cli.command_error import CommandError
+from keras_bn_cli.command_error import CheckSaidNo, CommandError
 from keras_bn_cli.demo_command import demo
 from keras_bn_cli.export import export
 from keras_bn_cli.inspect import inspect
@@ -41,7 +41,7 @@ class Program(click.Group):
             raise command_error from error
 
 
-def _explained(error: Exception) -> CommandError | None:
+def _explained(error: Exception) -> click.ClickException | None:
     """The error as one line, or None if it is a fault of this package rather than of its input.
 
     A class is looked up among the modules that are loaded: an error of another one cannot have been raised.
@@ -49,7 +49,7 @@ def _explained(error: Exception) -> CommandError | None:
     if isinstance(error, OSError):
         return CommandError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     if (ours := sys.modules.get("keras_bn.errors")) and isinstance(error, ours.KerasBNError):
-        return CommandError(str(error), 1 if isinstance(error, ours.CheckFailedError) else 2)
+        return (CheckSaidNo if isinstance(error, ours.CheckFailedError) else CommandError)(str(error))
     if (serving := sys.modules.get("keras_bn_serving.wire.errors")) and isinstance(
         error, serving.ServingError
     ):

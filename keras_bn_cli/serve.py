@@ -53,11 +53,10 @@ def serve(folder: str | None, flags: tuple[str, ...]) -> None:
       keras-bn serve models/vgg --rest_api_port=9000 --enable_batching
       keras-bn serve --model_config_file=models.config --rest_api_port=8501
     """
-    arguments = list(flags)
-    if folder is not None and folder.startswith("-"):
-        folder, arguments = None, [folder, *arguments]
-    if folder is not None:
-        arguments = _flags_for_folder(Path(folder).resolve(), arguments)
+    if folder is None or folder.startswith("-"):
+        arguments = [*([] if folder is None else [folder]), *flags]
+    else:
+        arguments = _flags_for_folder(Path(folder).resolve(), list(flags))
     _check_flags(arguments)
     try:
         with held_back():
