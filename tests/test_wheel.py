@@ -1,47 +1,225 @@
-"""The wheel holds what it must, and works installed away from the checkout."""
+"""Both wheels: what they hold, and that each works in an environment of nothing but what it declares."""
 
+import email
+import importlib.metadata
+import os
+import re
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import keras_bn
+import keras_bn_serving
+from keras_bn_serving.local_server import launch
 
 ROOT = Path(__file__).parents[1]
 
 
+class Project(NamedTuple):
+    folder: Path
+    packages: set[str]
+    version: str
+    dependencies: set[str]
+
+
+PROJECTS = {
+    "keras-bn": Project(
+        ROOT, {"keras_bn", "keras_bn_cli"}, keras_bn.__version__, {"keras", "numpy", "tqdm", "click"}
+    ),
+    "keras-bn-serving": Project(
+        ROOT / "serving",
+        {"keras_bn_serving"},
+        keras_bn_serving.__version__,
+        {"numpy", "orjson", "httpcore", "grpcio", "protobuf", "click"},
+    ),
+}
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheels(tmp_path_factory):
+    """The wheels, each built from its source distribution, with the backend installed here: no network."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
-    return path
+    for project in PROJECTS.values():
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project.folder]
+        built = subprocess.run(command, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    return {name: next(folder.glob(f"{name.replace('-', '_')}-*.whl")) for name in PROJECTS}
 
 
-def test_holds_the_package_alone(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"keras_bn/__init__.py", "keras_bn/py.typed", "keras_bn_cli/program.py"} <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_bn", "keras_bn_cli"}
+@pytest.fixture(params=PROJECTS)
+def name(request):
+    return request.param
 
 
-def test_works_installed_elsewhere(wheel, tmp_path):
-    """Its dependencies come from the environment that runs the tests: only the packages are new."""
-    target = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel]
-    subprocess.run(pip, check=True)
-    program = """
-import pathlib, sys
+def metadata(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (path,) = (path for path in archive.namelist() if path.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(archive.read(path))
+
+
+def test_holds_the_package_its_types_and_its_licence_and_nothing_else(wheels, name):
+    files = set(zipfile.ZipFile(wheels[name]).namelist())
+    packages = PROJECTS[name].packages
+    import_name = name.replace("-", "_")
+    information = f"{import_name}-{PROJECTS[name].version}.dist-info"
+    assert {path.split("/")[0] for path in files} == packages | {information}
+    assert {f"{import_name}/py.typed", f"{information}/licenses/LICENSE"} <= files
+    sources = {
+        path.relative_to(PROJECTS[name].folder).as_posix()
+        for package in packages
+        for path in (PROJECTS[name].folder / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert sources == {path for path in files if path.split("/")[0] in packages}
+
+
+def test_metadata(wheels, name):
+    message = metadata(wheels[name])
+    assert message["Name"] == name
+    assert message["Version"] == PROJECTS[name].version
+    assert message["License-Expression"] == "Apache-2.0"
+    assert message["Requires-Python"] == ">=3.10"
+    assert "Typing :: Typed" in message.get_all("Classifier")
+    # Its dependencies and no others; each has a lower bound and leaves the newest release free.
+    hard = [Requirement(text) for text in message.get_all("Requires-Dist") if "extra ==" not in text]
+    assert {requirement.name for requirement in hard} == PROJECTS[name].dependencies
+    assert all(str(requirement.specifier).startswith(">=") for requirement in hard)
+
+
+def test_the_serving_extra_names_the_other_distribution(wheels):
+    required = [Requirement(text) for text in metadata(wheels["keras-bn"]).get_all("Requires-Dist")]
+    (other,) = (
+        requirement
+        for requirement in required
+        if requirement.name == "keras-bn-serving" and requirement.marker.evaluate({"extra": "serving"})
+    )
+    assert other.extras == {"server"}
+
+
+class Environment:
+    """A virtual environment of a wheel, what it requires, and nothing else.
+
+    The dependencies are those of the environment that runs the tests, linked file by file, so no network is
+    needed. What a package uses and does not declare is missing here.
+    """
+
+    def __init__(self, folder: Path, wheel: Path, *requirements: str) -> None:
+        venv.create(folder, symlinks=True)
+        self.folder = folder
+        self.python = folder / "bin" / "python"
+        site = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
+        for distribution in self._closure(requirements or metadata(wheel).get_all("Requires-Dist")):
+            for file in distribution.files:
+                if ".." not in file.parts:
+                    target = Path(site, file)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if not target.exists():
+                        target.symlink_to(file.locate())
+
+    @staticmethod
+    def _closure(requirements):
+        """Every distribution that is required, directly or not."""
+        seen = {}
+        queue = [(Requirement(text), "") for text in requirements]
+        while queue:
+            requirement, extra = queue.pop()
+            key = canonicalize_name(requirement.name), *sorted(requirement.extras)
+            if key in seen or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
+                continue
+            seen[key] = importlib.metadata.distribution(requirement.name)
+            for text in seen[key].requires or []:
+                queue += [(Requirement(text), extra) for extra in ("", *requirement.extras)]
+        return seen.values()
+
+    def run(self, *command, **variables):
+        """Run a program of the environment, away from the checkout."""
+        inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        path = f"{self.python.parent}:/usr/bin:/bin"
+        return subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, timeout=300,
+            env={**inherited, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "2", **variables},
+        )  # fmt: skip
+
+    def prints(self, program, *arguments, **variables):
+        """What the Python program prints."""
+        done = self.run(self.python, "-c", program, *arguments, **variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+CLIENT = """
+import importlib.util, sys
+import numpy as np
+from keras_bn_serving.client import Client
+
+for url in sys.argv[1:]:
+    with Client(url, "half") as client:
+        signature = client.metadata().signatures["serving_default"]
+        print(client.predict(np.float32([1, 2, 4])).tolist(), list(signature.inputs))
+for name in ("tensorflow", "keras", "keras_bn", "jax", "torch", "serving"):
+    assert importlib.util.find_spec(name) is None, name
+"""
+
+
+@pytest.fixture(scope="module")
+def serving_alone(wheels, tmp_path_factory):
+    return Environment(tmp_path_factory.mktemp("client") / "venv", wheels["keras-bn-serving"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    import tensorflow as tf
+
+    root = tmp_path_factory.mktemp("models") / "half"
+    module = tf.Module()
+    module.half = tf.function(
+        lambda x: {"y": x / 2}, input_signature=[tf.TensorSpec([None], tf.float32, name="x")]
+    )
+    tf.saved_model.save(module, str(root / "1"), signatures=module.half)
+    with launch(root, "half") as running:
+        yield running
+
+
+def test_the_client_works_without_tensorflow(serving_alone, server):
+    urls = f"http://localhost:{server.rest_port}", f"grpc://localhost:{server.port}"
+    assert serving_alone.prints(CLIENT, *urls).splitlines() == ["[0.5, 1.0, 2.0] ['x']"] * 2
+
+
+def test_the_query_command_works_without_tensorflow(serving_alone, server):
+    np.save(serving_alone.folder / "x.npy", np.float32([3, 5]))
+    url = f"http://localhost:{server.rest_port}"
+    done = serving_alone.run("keras-bn-query", "--url", url, "--model", "half", "x.npy")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"[\d.]+", done.stdout) == ["1.5", "2.5"]
+
+
+RETROFIT_AND_EXPORT = """
 import keras, numpy as np
 import keras_bn
-assert pathlib.Path(keras_bn.__file__).is_relative_to(sys.argv[1]), keras_bn.__file__
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="relu"), keras.layers.Dense(2)])
+layers = [keras.layers.Dense(3, activation="relu"), keras.layers.Dense(2)]
+model = keras.Sequential([keras.Input((4,)), *layers])
 model = keras_bn.retrofit(model, np.random.rand(16, 4).astype("float32"), progress=False).model
 print(keras_bn.export(model, "exported"))
 """
-    environment = {"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, target], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(str(Path("exported/1")))
+
+
+def test_retrofit_and_export_with_the_tensorflow_extra(wheels, tmp_path):
+    wheel = wheels["keras-bn"]
+    requirements = [
+        text.partition(";")[0]
+        for text in metadata(wheel).get_all("Requires-Dist")
+        if "extra ==" not in text or "extra == 'tensorflow'" in text
+    ]
+    environment = Environment(tmp_path / "venv", wheel, *requirements)
+    assert environment.prints(RETROFIT_AND_EXPORT).strip().endswith(str(Path("exported/1")))
