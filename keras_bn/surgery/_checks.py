@@ -1,4 +1,4 @@
-"""Checks of a model that its verbs share."""
+"""Checks of a model that the functions on models share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ import keras
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.arguments import is_number
+
+
+def check_keras_model(model: Any) -> None:
+    """Raise a KerasBNError unless `model` is a model of Keras 3, naming Keras 2 where it is one of those.
+
+    >>> check_keras_model(keras.Sequential())
+    """
+    if isinstance(model, keras.Model):
+        return
+    packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    if "tf_keras" in packages:
+        raise KerasBNError(
+            f"Model {getattr(model, 'name', '')!r} is a model of tf_keras (Keras 2); this package works on "
+            "models of Keras 3. Save it with model.save('model.h5') and load that file with "
+            "keras.models.load_model, or rebuild it with Keras 3 and call set_weights(old.get_weights()); "
+            "see docs/migration.md."
+        )
+    raise KerasBNError(f"Expected a keras.Model, got {type(model).__name__}.")
 
 
 def check_weights(model: keras.Model) -> None:

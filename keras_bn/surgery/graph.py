@@ -18,6 +18,7 @@ import keras
 from keras_bn._keras import Functional, graph_of, nodes, structures
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery import _copying
+from keras_bn.surgery._checks import check_keras_model
 
 Edit = Callable[["Call", _copying.Copies], "Sequence[keras.Layer] | None"]
 
@@ -133,8 +134,7 @@ def is_graph(model: Any) -> bool:
 
 def check(model: Any) -> None:
     """Raise a KerasBNError unless `model` can be rewritten."""
-    if not isinstance(model, keras.Model):
-        raise KerasBNError(f"Expected a keras.Model, got {type(model).__name__}.")
+    check_keras_model(model)
     if not is_graph(model):
         raise KerasBNError(
             f"Model {model.name!r} is subclassed ({type(model).__name__}): its graph cannot be seen. Rebuild "
