@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import pytest
 
+import keras_bn
 from keras_bn_serving.local_server import launch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -46,9 +47,11 @@ def shell_snippet(start):
     return code
 
 
-def test_add_the_layer(session):
+def test_swap_the_layer(session):
     exec(python_snippet(0), session)
-    assert session["model"].layers[1].__class__.__module__.startswith("keras_bn")
+    normalizations = [layer for layer in session["model"].layers if "BatchNorm" in type(layer).__name__]
+    assert len(normalizations) == 52
+    assert all(type(layer) is keras_bn.BatchNormalization for layer in normalizations)
 
 
 def test_retrofit_and_export_and_serve_and_query(session):
