@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common.variables import AutocastScope
 
 # The class of keras.Model(inputs, outputs). keras.Model itself is public, but is also the base of subclassed
 # models, which have no graph.
@@ -50,3 +51,11 @@ def structures(model: Any) -> tuple[Any, Any]:
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """What a compiled model was compiled with, as objects; `get_compile_config` serializes them."""
     return dict(model._compile_config.config)
+
+
+def variables_read_as(dtype: str) -> Any:
+    """A context in which layers' variables are read in this dtype, whatever the layer around computes in.
+
+    A layer's `autocast=False` is public, but leaves the casting that the model around it has begun.
+    """
+    return AutocastScope(dtype)

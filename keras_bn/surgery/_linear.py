@@ -12,22 +12,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
+from keras_bn.layers.linear import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, channel_axis, vector_shape
 from keras_bn.surgery._affine import Affine, Blocked
-
-_LAYERS = keras.layers
-_CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
-_TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
-_DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
-_SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
-_KINDS = (_LAYERS.Dense, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
-
-
-def is_linear(layer: Any) -> bool:
-    """Whether it is a convolution or dense layer whose weights are all this module knows about."""
-    # The very classes: a subclass may do anything. Quantized layers and those with LoRA have more weights.
-    if type(layer) not in _KINDS:
-        return False
-    return len(layer.weights) == layer.use_bias + (2 if type(layer) in _SEPARABLE else 1)
 
 
 def misplaces_bias(layer: Any, output_shape: tuple[int | None, ...]) -> bool:
@@ -69,8 +55,7 @@ class Linear:
     @property
     def axis(self) -> int:
         """The channel axis of its inputs and outputs."""
-        first = getattr(self.layer, "data_format", None) == "channels_first"
-        return 1 if first else len(self.input_shape) - 1
+        return channel_axis(self.layer, len(self.input_shape))
 
     def then(self, affine: Affine) -> Linear:
         """With a map that follows taken up: W' = W scale, b' = b scale + offset, per output channel.
@@ -81,11 +66,7 @@ class Linear:
         if self.layer.activation is not keras.activations.linear:
             raise Blocked(f"{self.layer.name} has an activation")
         scale, offset = affine.vectors(self.axis)
-        kernel = self.kernels[-1]
-        if type(self.layer) in _TRANSPOSED:
-            kernel = kernel * scale[:, None]
-        else:
-            kernel = kernel * scale.reshape(kernel.shape[-2:] if type(self.layer) in _DEPTHWISE else -1)
+        kernel = self.kernels[-1] * scale.reshape(vector_shape(self.layer))
         bias = None if self.bias is None else self.bias * scale
         return replace(self, kernels=[*self.kernels[:-1], kernel], bias=_sum(bias, offset))
 
@@ -123,9 +104,9 @@ class Linear:
     def _per_input(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
         """A vector over the input channels so that it multiplies the first kernel."""
         kind = type(self.layer)
-        if kind in _TRANSPOSED:
+        if kind in TRANSPOSED:
             return vector
-        if kind in _CONVOLUTIONS:
+        if kind in CONVOLUTIONS:
             # Each group of output channels sees its own group of input channels.
             groups, outputs = self.layer.groups, self.layer.filters
             return np.repeat(vector.reshape(groups, -1).T, outputs // groups, axis=1)
@@ -134,21 +115,21 @@ class Linear:
     def _response(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the layer makes of a constant input, away from its bias."""
         spread = self.kernels[0] * self._per_input(offset)
-        if type(self.layer) is _LAYERS.Dense:
+        if type(self.layer) is keras.layers.Dense:
             return spread.sum(0)
         spatial = tuple(range(spread.ndim - 2))
-        if type(self.layer) in _DEPTHWISE:
+        if type(self.layer) in DEPTHWISE:
             return spread.sum(spatial).ravel()
-        if type(self.layer) in _SEPARABLE:
+        if type(self.layer) in SEPARABLE:
             return spread.sum(spatial).ravel() @ self.kernels[1].reshape(-1, self.kernels[1].shape[-1])
         return spread.sum((*spatial, spread.ndim - 2))
 
     def _pads(self) -> bool:
         """Whether zeros are added around the input. A transposed convolution always acts as if."""
         layer = self.layer
-        if type(layer) is _LAYERS.Dense:
+        if type(layer) is keras.layers.Dense:
             return False
-        if type(layer) in _TRANSPOSED:
+        if type(layer) in TRANSPOSED:
             return True
         lengths = [n for i, n in enumerate(self.input_shape) if i not in (0, self.axis)]
         sizes = zip(lengths, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.surgery._checks import check_weights
+from keras_bn.surgery._conversions import change, is_keras, ours, weights_for
 from keras_bn.surgery._copying import Copies
 from keras_bn.surgery.graph import Call, losses, rewrite
 from keras_bn.surgery.normalizations import batch_normalizations
 from keras_bn.surgery.report import Report, Row, SurgeryResult
-
-# Stands for no bound on r or d, which must be finite.
-_UNBOUNDED = 1e30
 
 
 def convert(model: keras.Model, *, unbiased_variance: bool = False) -> SurgeryResult:
@@ -58,7 +52,7 @@ def convert(model: keras.Model, *, unbiased_variance: bool = False) -> SurgeryRe
     conversion = _Conversion(unbiased_variance)
     result = rewrite(model, conversion.edit)
     for old, new in conversion.pairs.values():
-        new.set_weights(_weights_for(new, old))
+        new.set_weights(weights_for(new, old))
     rows = tuple(conversion.row(call) for call in normalizations)
     return SurgeryResult(result, Report("convert", rows, notes=losses(model, result)))
 
@@ -78,9 +72,9 @@ class _Conversion:
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
         """What to call instead, for `rewrite`."""
         inner = getattr(call.layer, "layer", None)
-        if isinstance(call.layer, keras.layers.Wrapper) and _is_keras(inner):
+        if isinstance(call.layer, keras.layers.Wrapper) and is_keras(inner):
             return self._rewrapped(call.layer, inner, copy)
-        if not _is_keras(call.layer):
+        if not is_keras(call.layer):
             return None
         converted = self._converted(call.layer)
         return None if converted is None else [converted]
@@ -92,12 +86,12 @@ class _Conversion:
             new = self.pairs[id(layer)][1]
             convention = "unbiased" if new.unbiased_variance else "biased"
             reason = f"to {type(new).__name__}, averaging the {convention} variance"
-            return Row(call.path, kind, "converted", reason, _change(layer, new))
+            return Row(call.path, kind, "converted", reason, change(layer, new))
         if isinstance(layer, BatchNormalization):
             return Row(call.path, kind, "left alone", "is keras_bn's already")
         reason = self._reasons.get(id(layer)) or (
             "is made by the code of the layer it is in"
-            if _is_keras(layer)
+            if is_keras(layer)
             else f"{kind} is a subclass of Keras's layer and may compute something else"
         )
         return Row(call.path, kind, "left alone", reason)
@@ -106,7 +100,7 @@ class _Conversion:
         """Our layer for one of Keras's, made once; None if there is none."""
         if id(layer) not in self.pairs and id(layer) not in self._reasons:
             try:
-                self.pairs[id(layer)] = layer, _made_of(layer, self._unbiased_variance)
+                self.pairs[id(layer)] = layer, ours(layer, self._unbiased_variance)
             except KerasBNError as error:
                 self._reasons[id(layer)] = str(error)
         return self.pairs[id(layer)][1] if id(layer) in self.pairs else None
@@ -118,52 +112,3 @@ class _Conversion:
         made = copy(wrapper, weights=wrapper.get_weights(), layer=keras.saving.serialize_keras_object(new))
         self.pairs[id(inner)] = inner, made.layer
         return [made]
-
-
-def _made_of(layer: Any, unbiased_variance: bool) -> BatchNormalization:
-    """Our layer with the options of one of Keras's."""
-    config = layer.get_config()
-    # Keras before 3.14 has none of the three.
-    renorm, clipping = config.pop("renorm", False), config.pop("renorm_clipping", None) or {}
-    renorm_momentum = config.pop("renorm_momentum", None)
-    config["unbiased_variance"] = unbiased_variance
-    # Keras accepts, and ignores, the options of a weight that is not there.
-    for weight, present in (("beta", layer.center), ("gamma", layer.scale)):
-        if not present:
-            config |= {f"{weight}_regularizer": None, f"{weight}_constraint": None}
-    if not renorm:
-        return BatchNormalization(**config)
-    r_max, d_max = (clipping.get(name) or _UNBOUNDED for name in ("rmax", "dmax"))
-    if not math.isclose(clipping.get("rmin") or 1 / _UNBOUNDED, 1 / r_max, rel_tol=1e-6):
-        raise KerasBNError(
-            f"renorm_clipping={clipping}: r is bounded by 1 / r_max here; set rmin to 1 / rmax"
-        )
-    if renorm_momentum != layer.momentum:
-        raise KerasBNError(
-            f"renorm_momentum={renorm_momentum} is not momentum={layer.momentum}; there is one average here"
-        )
-    averages = (layer.renorm_mean, layer.moving_mean), (layer.renorm_stddev, layer.moving_stddev)
-    if not all(np.allclose(a.numpy(), b.numpy(), rtol=1e-5) for a, b in averages):
-        raise KerasBNError("its averages for training and for inference differ; there is one average here")
-    return BatchRenormalization(**config, r_max=r_max, d_max=d_max)
-
-
-def _weights_for(new: Any, old: Any) -> list[np.ndarray]:
-    """The weights of `old` as `new` takes them; a counter of batches starts at 0."""
-    shared = [getattr(old, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")]
-    arrays = [ops.convert_to_numpy(weight) for weight in shared if weight is not None]
-    return arrays + [np.zeros((), "int32")] * (len(new.weights) - len(arrays))
-
-
-def _is_keras(layer: Any) -> bool:
-    return type(layer) is keras.layers.BatchNormalization
-
-
-def _change(old: Any, new: Any) -> float:
-    """The largest difference of two layers on values distributed as their statistics say."""
-    mean, deviation = (np.asarray(v, "float64") for v in (old.moving_mean, ops.sqrt(old.moving_variance)))
-    rank = old.input_spec.ndim
-    values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), len(mean))) * deviation + mean
-    x = ops.cast(np.moveaxis(values, -1, old.axis), old.compute_dtype)
-    apart = ops.cast(old(x, training=False), "float32") - ops.cast(new(x, training=False), "float32")
-    return float(ops.max(ops.abs(apart)))

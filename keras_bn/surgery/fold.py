@@ -13,9 +13,10 @@ import tensorflow as tf
 from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.channel_affine import ChannelAffine
+from keras_bn.layers.linear import is_linear
 from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before
 from keras_bn.surgery._comparison import compare
-from keras_bn.surgery._linear import Linear, is_linear, misplaces_bias
+from keras_bn.surgery._linear import Linear, misplaces_bias
 from keras_bn.surgery.graph import Call, is_graph, losses, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Report, Row, SurgeryResult

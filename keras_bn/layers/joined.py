@@ -1,0 +1,167 @@
+"""A convolution or dense layer and the batch normalization behind it, computed as one operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bn._keras import variables_read_as
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.linear import KINDS, channel_axis, vector_shape
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class JoinedBatchNormalization(keras.layers.Layer):
+    """A convolution or dense layer and a frozen BN layer behind it, computed as one: what `keras_bn.freeze`
+    makes.
+
+    With population statistics BN is z * scale + offset, where scale = gamma / sqrt(moving_variance + epsilon)
+    and offset = beta - moving_mean * scale. Behind z = W x + b, the two are one layer with other weights:
+
+        y = (W * scale) x + (b * scale + offset)
+
+    W * scale is computed anew in every step, in training as well as at inference, and W, b, gamma and beta
+    stay the weights that are trained. So the outputs and the gradients are those of the two layers, to
+    rounding, but z is neither computed nor kept for the gradients ("tune mode", 2305.11624). The moving mean
+    and variance never change.
+
+    Under a 16-bit policy W * scale is computed in float32 and rounded once, which is more accurate than
+    rounding z.
+
+    Args:
+        layer: Dense or a convolution: Conv1D/2D/3D, also grouped, transposed, depthwise or separable. It has
+            no activation and no activity regularizer.
+        normalization: the BN layer, Keras's or ours, over the channels of `layer`.
+        **kwargs: of every Keras layer. The name is by default that of the normalization, whose output this is,
+            and the dtype policy that of `layer`.
+
+    Weights: those of `layer`, then those of `normalization`. Regularizers and constraints act on them as
+    before, on W for example, and not on W * scale.
+
+    Raises:
+        KerasBNError: `layer` is of another class or has an activation or activity regularizer; `normalization`
+            is no BN layer, or, when built, normalizes another axis.
+
+    >>> conv = keras.layers.Conv2D(8, 3, use_bias=False)
+    >>> layer = JoinedBatchNormalization(conv, keras.layers.BatchNormalization())
+    >>> tuple(layer(np.ones((1, 5, 5, 3), "float32")).shape)
+    (1, 3, 3, 8)
+    >>> [weight.name for weight in layer.trainable_weights]
+    ['kernel', 'gamma', 'beta']
+    """
+
+    frozen_statistics = True
+
+    def __init__(self, layer: keras.Layer, normalization: keras.Layer, **kwargs: Any) -> None:
+        kwargs.setdefault("name", normalization.name)
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(**kwargs)
+        if type(layer) not in KINDS:
+            raise KerasBNError(
+                f"Layer {self.name!r}: layer must be a convolution or a Dense layer of Keras, but it is a "
+                f"{type(layer).__name__}."
+            )
+        if layer.activation is not keras.activations.linear or layer.activity_regularizer is not None:
+            raise KerasBNError(
+                f"Layer {self.name!r}: {layer.name!r} has an activation or an activity regularizer, which "
+                "stands between it and the normalization; leave it out, or make it a layer of its own."
+            )
+        if not isinstance(normalization, (keras.layers.BatchNormalization, BatchNormalization)):
+            raise KerasBNError(
+                f"Layer {self.name!r}: normalization must be a BatchNormalization, Keras's or keras_bn's, but "
+                f"it is a {type(normalization).__name__}."
+            )
+        self.layer = layer
+        self.normalization = normalization
+        self.supports_masking = layer.supports_masking
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the weights of both layers."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        shape = self.compute_output_shape(input_shape)
+        axis = channel_axis(self.layer, len(shape))
+        if self.normalization.axis % len(shape) != axis:
+            raise KerasBNError(
+                f"Layer {self.name!r}: the normalization has axis {self.normalization.axis}, but the channels "
+                f"of {self.layer.name!r} are on axis {axis}."
+            )
+        if not self.normalization.built:
+            self.normalization.build(shape)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Fold and apply; training or not is all the same."""
+        with variables_read_as(self.layer.variable_dtype):
+            weights, offset = self._folded()
+        # All of the weights, not only those that change: the scope hides what an outer one says of them.
+        with keras.StatelessScope(weights, initialize_variables=False):
+            outputs = self.layer(inputs)
+        if not self.layer.use_bias:
+            outputs = self._plus(outputs, offset)
+        return ops.cast(outputs, self.normalization.compute_dtype)
+
+    def _folded(self) -> tuple[list[tuple[keras.Variable, Any]], Any]:
+        """The weights of the layer with their values, scaled and shifted, and the offset."""
+        scale, offset = population_affine(self.normalization)
+        weights = self.layer.weights
+        values = [ops.convert_to_tensor(weight) for weight in weights]
+        kernel = len(weights) - 1
+        if self.layer.use_bias:
+            kernel -= 1
+            values[-1] = ops.cast(values[-1], scale.dtype) * scale + offset
+        scale = ops.reshape(scale, vector_shape(self.layer))
+        values[kernel] = ops.cast(values[kernel], scale.dtype) * scale
+        return [(w, ops.cast(v, w.dtype)) for w, v in zip(weights, values, strict=True)], offset
+
+    def _plus(self, outputs: Any, offset: Any) -> Any:
+        offset = ops.cast(offset, outputs.dtype)
+        rank = len(outputs.shape)
+        if channel_axis(self.layer, rank) == rank - 1:
+            return ops.add(outputs, offset)  # TensorFlow's bias_add, which is fused with the convolution
+        return outputs + ops.reshape(offset, (-1,) + (1,) * (rank - 2))
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Shape of the layer's outputs, dtype of the normalization's."""
+        shape = self.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, dtype=self.normalization.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the layer's outputs."""
+        return tuple(self.layer.compute_output_shape(input_shape))
+
+    def get_config(self) -> dict[str, Any]:
+        """Both layers, serialized."""
+        layers = {"layer": self.layer, "normalization": self.normalization}
+        serialized = {name: keras.saving.serialize_keras_object(layer) for name, layer in layers.items()}
+        return {**super().get_config(), **serialized}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> JoinedBatchNormalization:
+        """The layer of a configuration."""
+        layers = {
+            name: keras.saving.deserialize_keras_object(config[name]) for name in ("layer", "normalization")
+        }
+        return cls(**config | layers)
+
+
+def population_affine(normalization: Any) -> tuple[Any, Any]:
+    """Scale and offset by which a BN layer, Keras's or ours, normalizes at inference, `(channels,)` each."""
+    if isinstance(normalization, BatchNormalization):
+        return normalization.inference_affine()
+    dtype = "float64" if normalization.variable_dtype == "float64" else "float32"
+    gamma, beta, mean, variance = (
+        None if weight is None else ops.cast(ops.convert_to_tensor(weight), dtype)
+        for weight in (
+            normalization.gamma,
+            normalization.beta,
+            normalization.moving_mean,
+            normalization.moving_variance,
+        )
+    )
+    scale = ops.rsqrt(variance + normalization.epsilon)
+    scale = scale if gamma is None else gamma * scale
+    shift = mean * scale
+    return scale, -shift if beta is None else beta - shift

@@ -1,0 +1,73 @@
+"""From the options and weights of one BN layer to those of another."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.renorm import BatchRenormalization
+
+# Stands for no bound on r or d, which must be finite.
+_UNBOUNDED = 1e30
+
+
+def is_keras(layer: Any) -> bool:
+    """Whether it is Keras's BN layer itself: a subclass may compute something else."""
+    return type(layer) is keras.layers.BatchNormalization
+
+
+def shared_options(layer: Any) -> dict[str, Any]:
+    """The options of Keras's layer that ours has as well, as arguments of its constructor."""
+    config = layer.get_config()
+    for name in ("renorm", "renorm_clipping", "renorm_momentum"):  # Keras before 3.14 has none of the three
+        config.pop(name, None)
+    config["unbiased_variance"] = False
+    # Keras accepts, and ignores, the options of a weight that is not there.
+    for weight, present in (("beta", layer.center), ("gamma", layer.scale)):
+        if not present:
+            config |= {f"{weight}_regularizer": None, f"{weight}_constraint": None}
+    return config
+
+
+def ours(layer: Any, unbiased_variance: bool) -> BatchNormalization:
+    """Our layer with the options of one of Keras's."""
+    config = shared_options(layer) | {"unbiased_variance": unbiased_variance}
+    if not getattr(layer, "renorm", False):
+        return BatchNormalization(**config)
+    clipping, renorm_momentum = layer.renorm_clipping or {}, layer.renorm_momentum
+    r_max, d_max = (clipping.get(name) or _UNBOUNDED for name in ("rmax", "dmax"))
+    if not math.isclose(clipping.get("rmin") or 1 / _UNBOUNDED, 1 / r_max, rel_tol=1e-6):
+        raise KerasBNError(
+            f"renorm_clipping={clipping}: r is bounded by 1 / r_max here; set rmin to 1 / rmax"
+        )
+    if renorm_momentum != layer.momentum:
+        raise KerasBNError(
+            f"renorm_momentum={renorm_momentum} is not momentum={layer.momentum}; there is one average here"
+        )
+    averages = (layer.renorm_mean, layer.moving_mean), (layer.renorm_stddev, layer.moving_stddev)
+    if not all(np.allclose(a.numpy(), b.numpy(), rtol=1e-5) for a, b in averages):
+        raise KerasBNError("its averages for training and for inference differ; there is one average here")
+    return BatchRenormalization(**config, r_max=r_max, d_max=d_max)
+
+
+def weights_for(new: Any, old: Any) -> list[np.ndarray]:
+    """The weights of `old` as `new` takes them; a counter of batches starts at 0."""
+    shared = [getattr(old, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")]
+    arrays = [ops.convert_to_numpy(weight) for weight in shared if weight is not None]
+    return arrays + [np.zeros((), "int32")] * (len(new.weights) - len(arrays))
+
+
+def change(old: Any, new: Any) -> float:
+    """The largest difference of two layers on values distributed as their statistics say."""
+    mean, deviation = (np.asarray(v, "float64") for v in (old.moving_mean, ops.sqrt(old.moving_variance)))
+    rank = old.input_spec.ndim
+    values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), len(mean))) * deviation + mean
+    x = ops.cast(np.moveaxis(values, -1, old.axis), old.compute_dtype)
+    apart = ops.cast(old(x, training=False), "float32") - ops.cast(new(x, training=False), "float32")
+    return float(ops.max(ops.abs(apart)))
