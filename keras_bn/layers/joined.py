@@ -35,15 +35,15 @@ class JoinedBatchNormalization(keras.layers.Layer):
         layer: Dense or a convolution: Conv1D/2D/3D, also grouped, transposed, depthwise or separable. It has
             no activation and no activity regularizer.
         normalization: the BN layer, Keras's or ours, over the channels of `layer`.
-        **kwargs: of every Keras layer. The name is by default that of the normalization, whose output this is,
-            and the dtype policy that of `layer`.
+        **kwargs: of every Keras layer. The name is by default that of the normalization, whose output this
+            is, and the dtype policy that of `layer`.
 
     Weights: those of `layer`, then those of `normalization`. Regularizers and constraints act on them as
     before, on W for example, and not on W * scale.
 
     Raises:
-        KerasBNError: `layer` is of another class or has an activation or activity regularizer; `normalization`
-            is no BN layer, or, when built, normalizes another axis.
+        KerasBNError: `layer` is of another class or has an activation or activity regularizer;
+            `normalization` is no BN layer, or, when built, normalizes another axis.
 
     >>> conv = keras.layers.Conv2D(8, 3, use_bias=False)
     >>> layer = JoinedBatchNormalization(conv, keras.layers.BatchNormalization())
@@ -71,8 +71,8 @@ class JoinedBatchNormalization(keras.layers.Layer):
             )
         if not isinstance(normalization, (keras.layers.BatchNormalization, BatchNormalization)):
             raise KerasBNError(
-                f"Layer {self.name!r}: normalization must be a BatchNormalization, Keras's or keras_bn's, but "
-                f"it is a {type(normalization).__name__}."
+                f"Layer {self.name!r}: normalization must be a BatchNormalization, Keras's or keras_bn's, "
+                f"but it is a {type(normalization).__name__}."
             )
         self.layer = layer
         self.normalization = normalization
@@ -86,8 +86,8 @@ class JoinedBatchNormalization(keras.layers.Layer):
         axis = channel_axis(self.layer, len(shape))
         if self.normalization.axis % len(shape) != axis:
             raise KerasBNError(
-                f"Layer {self.name!r}: the normalization has axis {self.normalization.axis}, but the channels "
-                f"of {self.layer.name!r} are on axis {axis}."
+                f"Layer {self.name!r}: the normalization has axis {self.normalization.axis}, but the "
+                f"channels of {self.layer.name!r} are on axis {axis}."
             )
         if not self.normalization.built:
             self.normalization.build(shape)
