@@ -11,7 +11,8 @@ import click
 import numpy as np
 
 from keras_bn_serving.client.client import Client
-from keras_bn_serving.client.metadata import Signature, numpy_dtype
+from keras_bn_serving.client.metadata import Signature
+from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
@@ -186,7 +187,7 @@ def _save(path: pathlib.Path, answer: Any) -> None:
 
 
 def _to_json(answer: Any) -> str:
-    from keras_bn_serving.client.rest import dumps
+    from keras_bn_serving.wire.json_values import dumps
 
     return dumps(_printable(answer)).decode("utf-8")
 

@@ -9,41 +9,22 @@ import numpy as np
 from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError
 
-from keras_bn_serving.client import tensors
 from keras_bn_serving.client.exchange import Exchange, Features, Target
 from keras_bn_serving.client.features import feature_values
 from keras_bn_serving.client.metadata import (
-    DTYPE_NAMES,
-    STATES,
     ModelMetadata,
     Signature,
     TensorSpec,
     VersionStatus,
 )
-from keras_bn_serving.client.protobuf import MESSAGES
-from keras_bn_serving.wire.errors import BY_CODE, InternalError, InvalidArgumentError
+from keras_bn_serving.wire import tensors
+from keras_bn_serving.wire.dtypes import dtype_name
+from keras_bn_serving.wire.errors import InternalError, InvalidArgumentError, with_code
+from keras_bn_serving.wire.messages import MESSAGES
+from keras_bn_serving.wire.status import CODES, STATES
 
 _PREDICTION = "/tensorflow.serving.PredictionService"
 _MODEL = "/tensorflow.serving.ModelService"
-CODES = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)  # by number; fmt: skip
 
 
 class GrpcCodec:
@@ -63,10 +44,7 @@ class GrpcCodec:
         body = b"".join([head.SerializeToString(), *tensors.encode_inputs(inputs, dtypes)])
 
         def read(reply: bytes) -> dict[str, np.ndarray]:
-            return {
-                key: tensors.decode(tensor)
-                for key, tensor in _parse("PredictResponse", reply).outputs.items()
-            }
+            return {key: _array(tensor) for key, tensor in _parse("PredictResponse", reply).outputs.items()}
 
         return Exchange(f"{_PREDICTION}/Predict", body, read)
 
@@ -139,7 +117,7 @@ class GrpcCodec:
         def read(reply: bytes) -> None:
             status = _parse("ReloadConfigResponse", reply).status
             if status.error_code:
-                raise BY_CODE[CODES[status.error_code]](status.error_message)
+                raise with_code(CODES[status.error_code], status.error_message)
 
         return Exchange(
             f"{_MODEL}/HandleReloadConfigRequest", request.SerializeToString(), read, idempotent=False
@@ -188,6 +166,11 @@ def _parse(message: str, data: bytes) -> Any:
         raise InternalError(f"the answer is not a {message}; is this TF Serving's gRPC port?") from error
 
 
+def _array(tensor: Any) -> np.ndarray:
+    array = tensors.decode(tensor, strict=True)
+    return array if array.flags.writeable else array.copy()  # not a view of the answer
+
+
 def _signature(message: Any) -> Signature:
     return Signature(
         {name: _tensor_spec(info, name in message.defaults) for name, info in message.inputs.items()},
@@ -199,7 +182,7 @@ def _signature(message: Any) -> Signature:
 def _tensor_spec(info: Any, has_default: bool = False) -> TensorSpec:
     shape = info.tensor_shape
     return TensorSpec(
-        DTYPE_NAMES.get(info.dtype, str(info.dtype)),
+        dtype_name(info.dtype),
         None if shape.unknown_rank else tuple(None if dim.size < 0 else dim.size for dim in shape.dim),
         has_default,
     )

@@ -13,29 +13,13 @@ import httpcore
 from keras_bn_serving.client.exchange import Exchange
 from keras_bn_serving.client.transport import Endpoint
 from keras_bn_serving.wire.errors import (
-    BY_CODE,
     DeadlineExceededError,
     InvalidArgumentError,
     ServingError,
     UnavailableError,
+    with_code,
 )
-
-# TF Serving's own table read backwards; where it maps several codes to one status, the likeliest.
-_CODES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    409: "ABORTED",
-    413: "RESOURCE_EXHAUSTED",
-    429: "RESOURCE_EXHAUSTED",
-    499: "CANCELLED",
-    500: "INTERNAL",
-    501: "UNIMPLEMENTED",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
+from keras_bn_serving.wire.status import HTTP_CODES
 
 # Shorter bodies gain nothing, longer ones TF Serving refuses to inflate.
 _COMPRESSED_BYTES = range(1 << 10, (100 << 20) + 1)
@@ -159,9 +143,9 @@ def _name(endpoint: Endpoint) -> str:
 def _body(status: int, body: bytes) -> bytes:
     if status == 200:
         return body
-    code = _CODES.get(status, "UNKNOWN")
+    code = HTTP_CODES.get(status, "UNKNOWN")
     try:
         message = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
         message = body.decode("utf-8", "replace")[:500]
-    raise BY_CODE[code](message or f"the server answered HTTP {status} with no text")
+    raise with_code(code, message or f"the server answered HTTP {status} with no text")

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn_serving.client.metadata import Signature, TensorSpec, numpy_dtype
+from keras_bn_serving.client.metadata import Signature, TensorSpec
+from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import InvalidArgumentError
 
 

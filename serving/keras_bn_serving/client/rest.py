@@ -1,6 +1,5 @@
-"""The REST form of the calls: JSON that tolerates NaN and Infinity, base64 where a value is binary."""
+"""The REST form of the calls: JSON in and out."""
 
-import base64
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +10,10 @@ import orjson
 
 from keras_bn_serving.client.exchange import Exchange, Features, Target
 from keras_bn_serving.client.features import feature_values
-from keras_bn_serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus, numpy_dtype
+from keras_bn_serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus
+from keras_bn_serving.wire import json_values
+from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import InternalError, InvalidArgumentError, UnimplementedError
-
-
-def dumps(value: Any) -> bytes:
-    """JSON of containers and NumPy arrays; NaN and infinities as the bare words TF Serving reads."""
-    if _has_nonfinite(value):  # which orjson would write as null
-        return json.dumps(value, default=np.ndarray.tolist).encode()
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def loads(body: bytes) -> Any:
@@ -29,17 +23,9 @@ def loads(body: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(body.decode("utf-8", "surrogateescape"))
+        return json.loads(json_values.to_text(body))
     except ValueError as error:
         raise InternalError(f"the server's answer is not JSON ({error}): {body[:200]!r}") from error
-
-
-def _has_nonfinite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_nonfinite, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_nonfinite, value))
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all()
 
 
 class RestCodec:
@@ -139,7 +125,7 @@ class RestCodec:
 
 
 def _request(name: str | None, **body: Any) -> bytes:
-    return dumps(body if name is None else {"signature_name": name, **body})
+    return json_values.dumps(body if name is None else {"signature_name": name, **body})
 
 
 def _member(body: bytes, key: str) -> Any:
@@ -156,25 +142,24 @@ def _column(name: str, array: np.ndarray, spec: TensorSpec) -> Any:
         raise InvalidArgumentError(f"JSON cannot carry the shape {array.shape} of input {name!r}: use gRPC")
     if spec.dtype == "DT_STRING":
         encoded = np.empty(array.size, object)
-        encoded[:] = [_b64(item) for item in array.ravel()]
+        encoded[:] = [json_values.to_base64(item) for item in array.ravel()]
         return encoded.reshape(array.shape).tolist()
     if array.dtype.kind == "c":
         raise InvalidArgumentError(f"JSON cannot carry the complex input {name!r}: use gRPC")
-    if array.ndim == 0:
-        return array.item()
     # orjson reads arrays of C order and NumPy's own dtypes; half precision goes as the float32 it equals.
-    return np.ascontiguousarray(array, np.float32 if spec.dtype in ("DT_BFLOAT16", "DT_HALF") else None)
-
-
-def _b64(data: bytes) -> dict[str, str]:
-    return {"b64": base64.b64encode(data).decode("ascii")}
+    dtype = np.float32 if spec.dtype in ("DT_BFLOAT16", "DT_HALF") else None
+    return json_values.numbers(np.asarray(array, dtype, order="C"))
 
 
 def _example(features: Features) -> dict[str, Any]:
     example = {}
     for name, value in features.items():
         values = feature_values(name, value)
-        example[name] = [_b64(item) for item in values] if values.dtype == object else values
+        example[name] = (
+            [json_values.to_base64(item) for item in values]
+            if values.dtype == object
+            else json_values.numbers(values)
+        )
     return example
 
 
@@ -202,8 +187,8 @@ def _first(value: Any) -> Any:
 
 def _output_bytes(item: Any) -> bytes:
     if isinstance(item, dict):
-        return base64.b64decode(item["b64"])
-    return item.encode("utf-8", "surrogateescape")
+        return json_values.from_base64(item)
+    return json_values.from_text(item)
 
 
 def _signature(message: dict[str, Any]) -> Signature:

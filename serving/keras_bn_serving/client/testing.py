@@ -13,8 +13,9 @@ import numpy as np
 from keras_bn_serving.client.async_client import AsyncClient
 from keras_bn_serving.client.client import Client
 from keras_bn_serving.client.exchange import Codec, Exchange, Features, Target
-from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus, numpy_dtype
+from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus
 from keras_bn_serving.client.transport import Endpoint
+from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import NotFoundError, UnimplementedError
 
 Arrays = dict[str, np.ndarray]

@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from keras_bn_serving.local_server import metrics
 from keras_bn_serving.local_server.executor import GraphSession
-from keras_bn_serving.local_server.status import StatusError, from_exception, require
+from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.wire.errors import FailedPreconditionError, ServingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Task:
         self.feeds = feeds
         self.timeout_ms = timeout_ms
         self.parts: dict[int, list[np.ndarray]] = {}
-        self.error: StatusError | None = None
+        self.error: ServingError | None = None
         self.queued = time.perf_counter()
 
     def result(self) -> list[np.ndarray]:
@@ -196,9 +197,9 @@ class Batcher:
         limit = max(int(max(left)), 1) if len(left) == len(pieces) else 0  # until no task has time left
         outputs = self._run(feeds, fetches, limit)
         if any(output.ndim == 0 for output in outputs):
-            raise StatusError("FAILED_PRECONDITION", "Batched output tensor has 0 dimensions")
+            raise FailedPreconditionError("Batched output tensor has 0 dimensions")
         if any(len(output) != ends[-1] for output in outputs):
-            raise StatusError("FAILED_PRECONDITION", f"Batched output tensor has other than {ends[-1]} rows")
+            raise FailedPreconditionError(f"Batched output tensor has other than {ends[-1]} rows")
         for (task, start, stop), end in zip(pieces, ends, strict=True):
             task.parts.setdefault(start, [output[end - (stop - start) : end] for output in outputs])
 

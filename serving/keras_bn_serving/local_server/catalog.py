@@ -5,16 +5,18 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import text_format
 from google.protobuf.message import Message
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
-from keras_bn_serving.local_server.status import StatusError, from_exception, invalid_argument, require
+from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.wire.errors import InvalidArgumentError, NotFoundError, ServingError
+from keras_bn_serving.wire.messages import MESSAGES
+from keras_bn_serving.wire.versions import version_number
 
 Proto = TypeVar("Proto", bound=Message)
 ModelServerConfig: TypeAlias = model_server_config_pb2.ModelServerConfig
@@ -25,14 +27,8 @@ ONLY_LISTS = (
 )
 _log = logging.getLogger(__name__)
 
-# A pool of their own, where these messages cannot clash with a copy that another package brings.
-_pool = descriptor_pool.DescriptorPool()
-_pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-_schema = Path(__file__).with_name("config.textproto").read_text()
-_pool.AddSerializedFile(text_format.Parse(_schema, descriptor_pb2.FileDescriptorProto()).SerializeToString())
 BatchingParameters, SSLConfig, MonitoringConfig = (
-    message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
-    for name in ("BatchingParameters", "SSLConfig", "MonitoringConfig")
+    MESSAGES[name] for name in ("BatchingParameters", "SSLConfig", "MonitoringConfig")
 )
 
 
@@ -42,13 +38,13 @@ def read(path: str, proto: Proto) -> Proto:
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except OSError as error:
-        raise StatusError("NOT_FOUND", f"{path}; {error.strerror}") from None
+        raise NotFoundError(f"{path}; {error.strerror}") from None
     require(text, f"{path}; Invalid argument")
     try:
         return text_format.Parse(text, proto)
     except text_format.ParseError as error:
         _log.error("Error parsing text-format %s: %s", proto.DESCRIPTOR.full_name, error)
-        raise invalid_argument(f"Invalid protobuf file: '{path}'") from None
+        raise InvalidArgumentError(f"Invalid protobuf file: '{path}'") from None
 
 
 def check(config: ModelServerConfig) -> Models:
@@ -107,8 +103,11 @@ class Catalog:
             failed = self._manager.wait(new, self._stopped.is_set)
         if failed:
             each = "{{name: %s version: %d} due to error: %s}, "
-            errors = "".join(each % (name, version.number, version.error) for name, version in failed)
-            raise StatusError("UNKNOWN", f"{len(failed)} {what} did not become available: {{{errors}}}")
+            errors = "".join(
+                each % (name, version.number, version.error and version.error.status)
+                for name, version in failed
+            )
+            raise ServingError(f"{len(failed)} {what} did not become available: {{{errors}}}")
 
     def follow_file(self, path: str, seconds: float) -> None:
         """Read the configuration file again and again, from now on, and reload what it says."""
@@ -125,11 +124,11 @@ class Catalog:
                 except OSError as error:
                     what = f"Could not find base path {path} for servable {name} with error {error}"
                     if fail:
-                        raise StatusError("NOT_FOUND", what) from error
+                        raise NotFoundError(what) from error
                     _log.error("FileSystemStoragePathSource encountered a filesystem access error: %s", what)
                     return
                 if fail and not wanted[name]:
-                    raise StatusError("NOT_FOUND", f"No versions of servable {name} found under {path}")
+                    raise NotFoundError(f"No versions of servable {name} found under {path}")
             self._manager.want(wanted)
 
     def _repeat(self, step: Callable[[], None], seconds: float, name: str) -> None:
@@ -139,7 +138,7 @@ class Catalog:
                     step()
                 # Whatever a round stumbles over, what is served stays served and the next round may succeed.
                 except Exception as error:
-                    _log.error("Following the %s failed; it goes on: %s", name, from_exception(error))
+                    _log.error("Following the %s failed; it goes on: %s", name, from_exception(error).status)
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
@@ -152,9 +151,10 @@ def versions(model: model_server_config_pb2.ModelConfig) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     for child in sorted(os.listdir(model.base_path)):
-        if not re.fullmatch(r"[+-]?[0-9]+", child, re.ASCII) or not -(2**63) <= int(child) < 2**63:
+        number = version_number(child)
+        if number is None:
             continue
-        first = found.setdefault(int(child), os.path.join(model.base_path, child))
+        first = found.setdefault(number, os.path.join(model.base_path, child))
         if os.path.basename(first) != child:
             _log.warning("Duplicate version directories: %s is loaded, %s is ignored.", first, child)
     if not found:

@@ -14,7 +14,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session as c_api
 
-from keras_bn_serving.local_server.status import StatusError, from_exception, invalid_argument, require
+from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.wire.errors import DataLossError, InvalidArgumentError, NotFoundError, with_code
 
 # Operations whose kernels (oneDNN's, the default on x86) look up a dimension before they check that there is
 # one, which aborts the process. Found by feeding the operations of convolutional and dense networks tensors
@@ -70,7 +71,7 @@ class GraphSession:
                 tensor = self.session.graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
             except (KeyError, ValueError) as error:
                 code = "OUT_OF_RANGE" if "exists but" in str(error) else "INVALID_ARGUMENT"
-                raise StatusError(code, str(error)) from None
+                raise with_code(code, str(error)) from None
             self._outputs[name] = tensor._as_tf_output()
         return self._outputs[name]
 
@@ -81,7 +82,7 @@ class Executor(GraphSession):
     def __init__(self, path: str, tags: Sequence[str], config: tf.compat.v1.ConfigProto | None) -> None:
         if not any(os.path.isfile(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
             what = "Specified file path does not appear to contain a SavedModel bundle"
-            raise StatusError("NOT_FOUND", f"{what} (should have a file called `saved_model.pb`): {path}")
+            raise NotFoundError(f"{what} (should have a file called `saved_model.pb`): {path}")
         super().__init__(config)
         try:
             with self.session.graph.as_default():
@@ -91,10 +92,10 @@ class Executor(GraphSession):
             self.close()
             # Python's loader has its own exceptions for what does not parse, and tags that are not there.
             if type(error) is OSError:
-                raise StatusError("DATA_LOSS", f"Can't parse {path}/saved_model.pb as binary proto") from None
+                raise DataLossError(f"Can't parse {path}/saved_model.pb as binary proto") from None
             if type(error) is RuntimeError:
                 what = f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}"
-                raise StatusError("NOT_FOUND", f"{what}. saved_model_cli shows what there is.") from None
+                raise NotFoundError(f"{what}. saved_model_cli shows what there is.") from None
             raise
         self.signatures = dict(meta_graph.signature_def)
         self._ranks = _fragile_inputs(meta_graph)
@@ -106,7 +107,7 @@ class Executor(GraphSession):
         for name, array in feeds.items():
             alias, rank = self._ranks.get(name, ("", array.ndim))
             if array.ndim != rank:
-                raise invalid_argument(
+                raise InvalidArgumentError(
                     f"Input {alias} must have rank {rank}, as its signature says, but has rank {array.ndim} "
                     f"(shape {list(array.shape)})"
                 )

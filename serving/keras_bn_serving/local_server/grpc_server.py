@@ -13,7 +13,6 @@ from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
-    get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
     model_pb2,
@@ -23,11 +22,13 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from keras_bn_serving.local_server import inference, metrics, tensors
+from keras_bn_serving.local_server import inference, metrics, responses
 from keras_bn_serving.local_server.catalog import ONLY_LISTS, Catalog, SSLConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
-from keras_bn_serving.local_server.status import CODES, StatusError, from_exception, require
+from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.wire import tensors
+from keras_bn_serving.wire.errors import ServingError
 
 ModelSpec: TypeAlias = model_pb2.ModelSpec
 _MAX_DETAILS = 1024
@@ -47,7 +48,7 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
         except Exception as failure:
             error = from_exception(failure)
             code = error.code
-            details = error.message.encode("utf-8", "replace")
+            details = str(error).encode("utf-8", "replace")
             if len(details) > _MAX_DETAILS:
                 details = details[:_MAX_DETAILS] + b"...TRUNCATED"
             context.abort(grpc.StatusCode[code], details.decode("utf-8", "ignore"))
@@ -62,11 +63,6 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
 def _left_ms(context: grpc.ServicerContext) -> int:
     seconds = context.time_remaining()
     return 0 if seconds is None or seconds > _ENDLESS_S else max(int(seconds * 1000), 1)
-
-
-def spec_of(name: str, number: int, signature_name: str = "") -> ModelSpec:
-    """Which model, version and signature a response comes from."""
-    return ModelSpec(name=name, version={"value": number}, signature_name=signature_name)
 
 
 class Services(
@@ -90,10 +86,10 @@ class Services(
         with self._use(request.model_spec) as (number, model):
             outputs = inference.predict_request(model, request, timeout_ms)
         key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
-        response = predict_pb2.PredictResponse(model_spec=spec_of(model.name, number, key))
+        response = predict_pb2.PredictResponse(model_spec=responses.spec_of(model.name, number, key))
         packed = self.flags.enable_serialization_as_tensor_content
         for alias, array in outputs.items():
-            tensors.to_proto(array, response.outputs[alias], packed)
+            tensors.write(array, response.outputs[alias], packed)
         return response
 
     @_answering
@@ -110,7 +106,7 @@ class Services(
         key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
         with self._use(request.model_spec) as (number, model):
             result = inference.one_task(model, method, key, request.input, timeout_ms)
-        return spec_of(model.name, number, key), result
+        return responses.spec_of(model.name, number, key), result
 
     @_answering
     def MultiInference(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
@@ -121,7 +117,9 @@ class Services(
         for task, result in zip(request.tasks, results, strict=True):
             field = "classification" if task.method_name == inference.CLASSIFY else "regression"
             key = task.model_spec.signature_name or inference.DEFAULT_SIGNATURE
-            response.results.add(model_spec=spec_of(model.name, number, key), **{f"{field}_result": result})
+            response.results.add(
+                model_spec=responses.spec_of(model.name, number, key), **{f"{field}_result": result}
+            )
         return response
 
     @_answering
@@ -131,8 +129,10 @@ class Services(
         for field in fields:
             require(field == "signature_def", f"Metadata field {field} is not supported")
         with self._use(request.model_spec) as (number, model):
-            signatures = signature_map(model)
-        response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=spec_of(model.name, number))
+            signatures = responses.signature_map(model)
+        response = get_model_metadata_pb2.GetModelMetadataResponse(
+            model_spec=responses.spec_of(model.name, number)
+        )
         response.metadata["signature_def"].Pack(signatures)
         return response
 
@@ -140,7 +140,7 @@ class Services(
     def GetModelStatus(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
         spec = request.model_spec
         number = spec.version.value if spec.HasField("version") else None
-        return status_response(self._manager, spec.name, number)
+        return responses.status_response(self._manager, spec.name, number)
 
     @_answering
     def HandleReloadConfigRequest(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
@@ -148,21 +148,6 @@ class Services(
         self._catalog.reload(request.config)
         metric = [{"name": name} for name in request.metric_names]
         return model_management_pb2.ReloadConfigResponse(status={}, metric=metric)
-
-
-def signature_map(model: inference.Model) -> get_model_metadata_pb2.SignatureDefMap:
-    """All signatures of a model."""
-    return get_model_metadata_pb2.SignatureDefMap(signature_def=model.signatures)
-
-
-def status_response(manager: Manager, name: str, number: int | None) -> Message:
-    """The states of a model's versions, or of one of them, the highest first."""
-    response = get_model_status_pb2.GetModelStatusResponse()
-    for version in manager.status(name, number):
-        code, message = (version.error.code, version.error.message) if version.error else ("OK", "")
-        status = {"error_code": CODES.index(code), "error_message": message}
-        response.model_version_status.add(version=version.number, state=version.state, status=status)
-    return response
 
 
 class GrpcServer:
@@ -203,7 +188,7 @@ class GrpcServer:
             else:
                 self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise StatusError("UNKNOWN", f"Failed to BuildAndStart gRPC server: {error}") from error
+            raise ServingError(f"Failed to BuildAndStart gRPC server: {error}") from error
         _log.info("Running gRPC ModelServer at %s ...", shown)
 
 

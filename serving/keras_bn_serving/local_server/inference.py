@@ -9,12 +9,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import classification_pb2, inference_pb2, input_pb2, predict_pb2, regression_pb2
 
-from keras_bn_serving.local_server import metrics, tensors
-from keras_bn_serving.local_server.status import StatusError, invalid_argument, require
+from keras_bn_serving.local_server import metrics
+from keras_bn_serving.local_server.status import require
+from keras_bn_serving.wire import tensors
+from keras_bn_serving.wire.dtypes import name_of
+from keras_bn_serving.wire.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnimplementedError,
+)
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
@@ -47,7 +54,7 @@ def predict(
     """The outputs called `aliases` (all if there are none) of a signature, given all inputs by alias."""
     if model.check_methods and signature.method_name not in (PREDICT, CLASSIFY, REGRESS):
         expected = f"{{{PREDICT}, {CLASSIFY}, {REGRESS}}}. Was: {signature.method_name}"
-        raise StatusError("INTERNAL", f"Expected prediction signature method_name to be one of {expected}")
+        raise InternalError(f"Expected prediction signature method_name to be one of {expected}")
     chosen = list(aliases) or sorted(signature.outputs)
     # The dtypes are the C runtime's to check; it counts the arguments in the order of the aliases.
     feeds = {signature.inputs[alias].name: inputs[alias] for alias in sorted(inputs)}
@@ -62,21 +69,21 @@ def predict_request(
     """The outputs a PredictRequest asks for; its signature's defaults stand for inputs it leaves out."""
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     if key not in model.signatures:
-        raise StatusError("FAILED_PRECONDITION", f'Serving signature key "{key}" not found.')
+        raise FailedPreconditionError(f'Serving signature key "{key}" not found.')
     signature, given, wanted = model.signatures[key], request.inputs, list(request.output_filter)
     if {*given} != {*signature.inputs}:
         _check_inputs(signature, given)
     for alias in wanted:
         if alias not in signature.outputs:
             expected = f"Outputs expected to be in the set {_braced(signature.outputs)}."
-            raise invalid_argument(f"output tensor alias not found in signature: {alias} {expected}")
+            raise InvalidArgumentError(f"output tensor alias not found in signature: {alias} {expected}")
         require(wanted.count(alias) == 1, f"duplicate output tensor alias: {alias}")
     arrays = {}
     for alias in sorted(signature.inputs):
         try:
-            arrays[alias] = tensors.to_array(given[alias] if alias in given else signature.defaults[alias])
-        except ValueError as error:
-            raise invalid_argument(f"tensor parsing error: {alias}") from error
+            arrays[alias] = tensors.decode(given[alias] if alias in given else signature.defaults[alias])
+        except (ValueError, UnimplementedError) as error:
+            raise InvalidArgumentError(f"tensor parsing error: {alias}") from error
     return predict(model, signature, arrays, wanted, timeout_ms)
 
 
@@ -88,7 +95,9 @@ def _check_inputs(signature: SignatureDef, given: Collection[str]) -> None:
         alias = min(missing)
         what = f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found in request"
         among = f"request {_braced(given)}, or default input alias set: {','.join(sorted(defaults))}"
-        raise invalid_argument(f"{what} and no default value provided. Inputs expected to be in the {among}")
+        raise InvalidArgumentError(
+            f"{what} and no default value provided. Inputs expected to be in the {among}"
+        )
     sizes = f"{len(given)}!={len(expected)} len({_braced(given)}) != len({_braced(expected)})"
     sets = f"Sent extra: {_braced(extra)}. Missing but required: {_braced(missing)}."
     require(not extra and not missing, f"input size does not match signature: {sizes}. {sets}")
@@ -122,7 +131,7 @@ def multi_inference(
         require(key not in tasks, f"Duplicate evaluation of signature: {key}")
         require(key in model.signatures, f"Requested signature not found in model graph: {key}")
         if task.method_name not in (CLASSIFY, REGRESS):
-            raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
+            raise UnimplementedError(f"Unsupported signature method_name: {task.method_name}")
         tasks[key] = task.method_name, model.signatures[key]
     results = _run_tasks(model, list(tasks.values()), request.input, timeout_ms)
     count = len(_examples(request.input))
@@ -215,4 +224,4 @@ def _shape(array: np.ndarray) -> str:
 
 
 def _type(array: np.ndarray) -> str:
-    return types_pb2.DataType.Name(tensors.DATATYPES[array.dtype])
+    return name_of(array.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from keras_bn_serving.local_server.status import invalid_argument
+from keras_bn_serving.wire.errors import InvalidArgumentError
 
 _LIFT_BYTES = 4096  # shorter texts are not worth the search for an array
 _NUMERALS = b"0123456789.eE+- \t\r\n"
@@ -43,7 +43,7 @@ def parse(body: bytes) -> Any:
     try:
         return decoder.raw_decode(rest.decode("utf-8", "surrogateescape").lstrip(" \t\r\n"))[0]
     except (ValueError, RecursionError) as error:
-        raise invalid_argument(f"JSON Parse error: {error}") from None
+        raise InvalidArgumentError(f"JSON Parse error: {error}") from None
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from typing import Any
 from tensorflow_serving.apis import get_model_status_pb2
 
 from keras_bn_serving.local_server.flags import Flags
-from keras_bn_serving.local_server.status import StatusError, from_exception, invalid_argument
+from keras_bn_serving.local_server.status import from_exception
+from keras_bn_serving.wire.errors import (
+    CancelledError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ServingError,
+)
 
 State = get_model_status_pb2.ModelVersionStatus.State
 START, LOADING, AVAILABLE, UNLOADING, END = map(
@@ -33,7 +40,7 @@ class Version:
     number: int
     path: str
     state: int = START
-    error: StatusError | None = None
+    error: ServingError | None = None
     loaded: Any = None
     in_flight: int = 0
     may_return: bool = False  # ended, and to be loaded anew should it be wanted again
@@ -118,12 +125,12 @@ class Manager:
         model = self._models.get(name, _NO_MODEL)
         if label is not None:
             if label not in model.labels:
-                raise invalid_argument(f"Unrecognized servable version label: {label}")
+                raise InvalidArgumentError(f"Unrecognized servable version label: {label}")
             number = model.labels[label]
         found = [one for one in model.in_state(AVAILABLE) if number in (None, one.number)]
         if not found:
             asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
-            raise StatusError("NOT_FOUND", f"Servable not found for request: {asked}")
+            raise NotFoundError(f"Servable not found for request: {asked}")
         return found[-1]
 
     def status(self, name: str, number: int | None = None) -> list[Version]:
@@ -133,7 +140,7 @@ class Manager:
         found = [version for key, version in versions if number in (None, key)]
         if not found:
             what = "any versions" if number is None else f"version {number}"
-            raise StatusError("NOT_FOUND", f"Could not find {what} of model {name}")
+            raise NotFoundError(f"Could not find {what} of model {name}")
         return found
 
     def models(self) -> dict[str, tuple[list[Version], dict[str, int]]]:
@@ -165,7 +172,7 @@ class Manager:
                     if not ahead and number not in available:
                         what = f"Request to assign label to version {number} of model {name}"
                         why = "which is not currently available for inference"
-                        raise StatusError("FAILED_PRECONDITION", f"{what}, {why}")
+                        raise FailedPreconditionError(f"{what}, {why}")
             for name in {*self._models, *labels}:
                 self._models.setdefault(name, _Model()).labels = dict(labels.get(name, {}))
 
@@ -202,13 +209,14 @@ class Manager:
                     threading.Thread(target=step, args=(name, model, version), daemon=True).start()
 
     def _bring_up(self, name: str, model: _Model, version: Version) -> None:
-        loaded = error = None
+        loaded: Any = None
+        error: ServingError | None = None
         who = f"servable version {{name: {name} version: {version.number}}}"
         for attempt in range(1, self._tries + 1):
             if attempt > 1:
                 self._stopped.wait(self._retry_seconds)
             if self._stopped.is_set() or version.number not in model.wanted:
-                error = error or StatusError("CANCELLED", "Loading was cancelled: it is no longer wanted")
+                error = error or CancelledError("Loading was cancelled: it is no longer wanted")
                 break
             try:
                 with self._loading:
@@ -217,7 +225,7 @@ class Manager:
                 break
             except Exception as failure:
                 error = from_exception(failure)
-                _log.error("Try %d of %d to load %s failed: %s", attempt, self._tries, who, error)
+                _log.error("Try %d of %d to load %s failed: %s", attempt, self._tries, who, error.status)
         with self._changed:
             version.loaded, version.error = loaded, error
             version.state = END if error else AVAILABLE

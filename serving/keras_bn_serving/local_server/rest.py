@@ -10,11 +10,13 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from google.protobuf import json_format
 
-from keras_bn_serving.local_server import grpc_server, json_reader, metrics, rest_methods
+from keras_bn_serving.local_server import json_reader, metrics, responses, rest_methods
 from keras_bn_serving.local_server.catalog import MonitoringConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import AVAILABLE, Manager, State
-from keras_bn_serving.local_server.status import HTTP_STATUS, from_exception, invalid_argument, require
+from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.wire.errors import InvalidArgumentError
+from keras_bn_serving.wire.status import HTTP_STATUS
 
 _VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _PATTERNS = {
@@ -98,8 +100,8 @@ class RestApi:
         except Exception as failure:
             error = from_exception(failure)
             code = error.code
-            if error.message:
-                body = _encoded({"error": error.message.encode("utf-8", "replace").decode()})
+            if message := str(error):
+                body = _encoded({"error": message.encode("utf-8", "replace").decode()})
         metrics.record("REST", verb, name, code, started, self._flags.log_requests)
         headers = _CORS if self._flags.rest_api_enable_cors_support else {}
         kind = "text/html" if request.method == "OPTIONS" else _JSON
@@ -108,7 +110,7 @@ class RestApi:
     def _handle(self, request: Request, match: re.Match[str] | None, name: str, verb: str) -> Any:
         # The pattern ignores case, the verb does not.
         if match is None or verb not in ("", *rest_methods.VERBS):
-            raise invalid_argument(f"Malformed request: {request.method} {request.target}")
+            raise InvalidArgumentError(f"Malformed request: {request.method} {request.target}")
         number = None if match["version"] is None else int(match["version"].lstrip("0")[:20] or 0)
         require(number is None or number < 2**63, "")
         label = _decoded(match["label"])
@@ -121,10 +123,10 @@ class RestApi:
                 return rest_methods.VERBS[verb](model, signature_name, document, timeout_ms)
         require(name, "Missing model name in request.")
         if match["metadata"] != "/metadata":
-            return _plain(grpc_server.status_response(self._manager, name, number))
+            return _plain(responses.status_response(self._manager, name, number))
         with self._manager.use(name, number, label) as (number, model):
-            signatures = _plain(grpc_server.signature_map(model))
-        spec = _plain(grpc_server.spec_of(name, number))
+            signatures = _plain(responses.signature_map(model))
+        spec = _plain(responses.spec_of(name, number))
         return {"model_spec": spec, "metadata": {"signature_def": signatures}}
 
     def _admin(self, path: str) -> Response:

@@ -9,7 +9,9 @@ from tensorflow_serving.apis import input_pb2
 from keras_bn_serving.local_server import inference, rest_tensors
 from keras_bn_serving.local_server.inference import Model
 from keras_bn_serving.local_server.rest_tensors import json_type, quote, to_json
-from keras_bn_serving.local_server.status import StatusError, invalid_argument, require
+from keras_bn_serving.local_server.status import require
+from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
+from keras_bn_serving.wire.json_values import is_base64
 
 
 def check(document: Any) -> tuple[dict[str, Any], str]:
@@ -22,8 +24,8 @@ def check(document: Any) -> tuple[dict[str, Any], str]:
     return document, signature_name
 
 
-def _refusal(document: Any, why: str) -> StatusError:
-    return invalid_argument(f"JSON Value: {quote(document)} {why}")
+def _refusal(document: Any, why: str) -> ServingError:
+    return InvalidArgumentError(f"JSON Value: {quote(document)} {why}")
 
 
 def _predict(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> dict[str, Any]:
@@ -124,6 +126,6 @@ def _kind(name: str, value: Any) -> str:
         return "int64"
     if isinstance(value, float):
         return "float"
-    if isinstance(value, str) or (isinstance(value, dict) and rest_tensors.is_base64(value)):
+    if isinstance(value, str) or is_base64(value):
         return "bytes"
-    raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {json_type(value)}")
+    raise InvalidArgumentError(f"Feature: {name} has element with unexpected JSON type: {json_type(value)}")

@@ -1,7 +1,5 @@
 """JSON values and arrays: row format (`instances`), columnar format (`inputs`), and outputs."""
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -9,22 +7,24 @@ from typing import Any
 
 import numpy as np
 import orjson
-from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from keras_bn_serving.local_server import tensors
-from keras_bn_serving.local_server.status import StatusError, invalid_argument, require
+from keras_bn_serving.local_server.status import require
+from keras_bn_serving.wire import json_values
+from keras_bn_serving.wire.dtypes import BY_NUMBER, name_of, numpy_dtype
+from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError, UnimplementedError
+from keras_bn_serving.wire.tensors import MAX_RANK
 
 Inputs = Mapping[str, meta_graph_pb2.TensorInfo]
 # The JSON types of each kind of dtype, and the dtypes that have no JSON form, there as here.
 _JSON_TYPES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}, "O": {str, dict}}
-_NO_JSON = [tensors.NUMPY_DTYPES[number] for number in (types_pb2.DT_HALF, types_pb2.DT_UINT16)]
+_NO_JSON = [np.dtype(np.float16), np.dtype(np.uint16)]
 _SEVERAL = "as multiple input tensors required as per tensorinfo_map"
 
 
 def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """Arrays by alias from the value of `inputs`: one tensor, or an object with a tensor for each alias."""
-    if not isinstance(value, dict) or is_base64(value):
+    if not isinstance(value, dict) or json_values.is_base64(value):
         require(len(inputs) == 1, f"inputs is a plain value/list, but expecting an object {_SEVERAL}")
         value = dict.fromkeys(inputs, value)
     for alias in sorted(inputs):
@@ -34,7 +34,7 @@ def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
 
 def rows(instances: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """Arrays by alias from the value of `instances`, whose element i is row i of every input."""
-    if not isinstance(instances[0], dict) or is_base64(instances[0]):
+    if not isinstance(instances[0], dict) or json_values.is_base64(instances[0]):
         what = f"instances is a plain list, but expecting list of objects {_SEVERAL}"
         require(len(inputs) == 1, what)
         return {alias: _column(instances, info.dtype, "") for alias, info in inputs.items()}
@@ -46,7 +46,7 @@ def rows(instances: Any, inputs: Inputs) -> dict[str, np.ndarray]:
             what = f"JSON object: {quote(element)} keys must be equal to: {','.join(sorted(inputs))}"
             if extra:
                 what = f"Error: INVALID_ARGUMENT: JSON object: does not have named input: {extra[0]}"
-            raise invalid_argument(f"{where} of 'instances' list. {what}")
+            raise InvalidArgumentError(f"{where} of 'instances' list. {what}")
     return {
         alias: _column([element[alias] for element in instances], info.dtype, f" key: {alias}")
         for alias, info in inputs.items()
@@ -56,13 +56,13 @@ def rows(instances: Any, inputs: Inputs) -> dict[str, np.ndarray]:
 def _column(values: Any, dtype: int, where: str) -> np.ndarray:
     try:
         return to_array(values, dtype)
-    except StatusError:
+    except ServingError:
         for index, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
             try:
                 to_array(value, dtype)
-            except StatusError as error:
-                what = f"Failed to process element: {index}{where} of 'instances' list. Error: {error}"
-                raise invalid_argument(what) from None
+            except ServingError as error:
+                what = f"Failed to process element: {index}{where} of 'instances' list. Error: {error.status}"
+                raise InvalidArgumentError(what) from None
         raise
 
 
@@ -71,7 +71,7 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
 
     INVALID_ARGUMENT for ragged nesting and other types, UNIMPLEMENTED for a dtype without JSON form.
     """
-    target = tensors.NUMPY_DTYPES.get(dtype, np.dtype(np.void))
+    target = numpy_dtype(BY_NUMBER[dtype].name) if dtype in BY_NUMBER else np.dtype(np.void)
     if isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
         alike = len({item.shape for item in value}) == 1
         value = np.stack(value) if alike else [item.tolist() for item in value]
@@ -84,10 +84,10 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
         for item in level:
             if not isinstance(item, list) or len(item) != size:
                 what = f"Encountered {quote(item)} at level: {len(shape)}, where a list of {size} is expected"
-                raise invalid_argument(what)
+                raise InvalidArgumentError(what)
         level = list(chain.from_iterable(level))
         shape.append(size)
-    require(len(shape) <= tensors.MAX_RANK, f"A tensor has at most {tensors.MAX_RANK} dimensions")
+    require(len(shape) <= MAX_RANK, f"A tensor has at most {MAX_RANK} dimensions")
     return _cast(level, target).reshape(shape)
 
 
@@ -96,7 +96,7 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
     types: set[type] = _JSON_TYPES.get(target.kind, set()) if target not in _NO_JSON else set()
     if len(flat) and not types:
         what = f"Conversion of JSON Value: {quote(flat[0])} to type: {_name(target)}"
-        raise StatusError("UNIMPLEMENTED", what)
+        raise UnimplementedError(what)
     limits = np.iinfo(target if target.itemsize >= 4 else np.int32) if target.kind in "iu" else None
 
     def fits(item: Any) -> bool:
@@ -108,7 +108,7 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
         wrong = [item for item in flat if not fits(item)]
     if wrong:
         what = f"JSON Value: {quote(wrong[0])} Type: {json_type(wrong[0])}"
-        raise invalid_argument(f"{what} is not of expected type: {_name(target)}")
+        raise InvalidArgumentError(f"{what} is not of expected type: {_name(target)}")
     if target.kind == "O":
         array = np.empty(len(flat), object)
         array[:] = [to_bytes(item) for item in flat]
@@ -119,11 +119,7 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
 
 def _name(dtype: np.dtype) -> str:
     """TensorFlow's short name of a dtype: `float`, `int64`, `string`."""
-    return (
-        types_pb2.DataType.Name(tensors.DATATYPES.get(dtype, types_pb2.DT_INVALID))
-        .removeprefix("DT_")
-        .lower()
-    )
+    return name_of(dtype).removeprefix("DT_").lower()
 
 
 def quote(value: Any) -> str:
@@ -159,21 +155,17 @@ def json_type(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-def is_base64(value: dict[str, Any]) -> bool:
-    """Whether an object stands for bytes: `{"b64": "..."}`."""
-    return len(value) == 1 and isinstance(value.get("b64"), str)
-
-
 def to_bytes(value: Any) -> bytes:
     """The bytes that a JSON string or a base64 object stands for; blanks and lack of padding are forgiven."""
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    require(is_base64(value), f"JSON Value: {quote(value)} not formatted correctly for base64 data")
-    text = "".join(value["b64"].split())
+        return json_values.from_text(value)
+    require(
+        json_values.is_base64(value), f"JSON Value: {quote(value)} not formatted correctly for base64 data"
+    )
     try:
-        return base64.b64decode(text if "=" in text else text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error:
-        raise invalid_argument("Unable to base64 decode") from None
+        return json_values.from_base64(value)
+    except ValueError:
+        raise InvalidArgumentError("Unable to base64 decode") from None
 
 
 def to_json(array: np.ndarray, alias: str = "") -> Any:
@@ -182,21 +174,10 @@ def to_json(array: np.ndarray, alias: str = "") -> Any:
     Numbers are written with the fewest digits that read back as the same number of their type.
     """
     array = np.asarray(array)
-    kind = array.dtype.kind
-    if kind not in _JSON_TYPES or array.dtype in _NO_JSON:
-        raise invalid_argument(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
-    if kind == "O":
-        as_base64 = alias.endswith("_bytes")
-        text = json.dumps(array.tolist(), ensure_ascii=False, default=_base64 if as_base64 else _text)
-        return orjson.Fragment(text.encode("utf-8", "surrogateescape"))
-    if kind == "f" and not np.isfinite(array).all():  # orjson has no NaN and no Infinity
-        return orjson.Fragment(json.dumps(array.astype(str).astype(np.float64).tolist()))
-    return array if array.ndim else array[()]
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
-
-
-def _base64(value: bytes) -> dict[str, str]:
-    return {"b64": base64.b64encode(value).decode()}
+    if array.dtype.kind not in _JSON_TYPES or array.dtype in _NO_JSON:
+        raise InvalidArgumentError(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
+    if array.dtype.kind == "O":
+        form = json_values.to_base64 if alias.endswith("_bytes") else json_values.to_text
+        text = json.dumps(array.tolist(), ensure_ascii=False, default=form)
+        return orjson.Fragment(json_values.from_text(text))
+    return json_values.numbers(array)

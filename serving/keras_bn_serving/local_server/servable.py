@@ -12,7 +12,8 @@ from keras_bn_serving.local_server import batching, inference, metrics
 from keras_bn_serving.local_server.executor import Executor
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.inference import Model
-from keras_bn_serving.local_server.status import StatusError, from_exception, require
+from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.wire.errors import UnimplementedError
 
 _ONE_TASK = {"classify_log": inference.CLASSIFY, "regress_log": inference.REGRESS}
 
@@ -79,4 +80,4 @@ def _replay(model: Model, log: prediction_log_pb2.PredictionLog) -> None:
     elif kind in _ONE_TASK:
         inference.one_task(model, _ONE_TASK[kind], request.model_spec.signature_name, request.input)
     elif kind:
-        raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")
+        raise UnimplementedError(f"Unsupported log_type for warmup: {kind}")

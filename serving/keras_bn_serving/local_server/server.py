@@ -18,7 +18,8 @@ from keras_bn_serving.local_server.http_server import HttpServer
 from keras_bn_serving.local_server.manager import Manager
 from keras_bn_serving.local_server.rest import RestApi
 from keras_bn_serving.local_server.servable import load
-from keras_bn_serving.local_server.status import StatusError, require
+from keras_bn_serving.local_server.status import require
+from keras_bn_serving.wire.errors import ServingError
 
 _FAILED = 255
 _log = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def run(arguments: list[str]) -> int:
     parts = contextlib.ExitStack()  # what to stop, the last first
     try:
         _start(flags, stop, parts)
-    except StatusError as error:
-        print(f"Failed to start server. Error: {error}", flush=True)
+    except ServingError as error:
+        print(f"Failed to start server. Error: {error.status}", flush=True)
         flags.drain_timeout_seconds = 0
         stop.set()
         parts.close()
@@ -88,7 +89,7 @@ def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> 
             http.start(flags.host, flags.rest_api_port)
             apis.append(http)
             _log.info("Exporting HTTP/REST API at:localhost:%d ...", flags.rest_api_port)
-        except (OSError, StatusError) as error:  # the real server goes on without REST too
+        except (OSError, ServingError) as error:  # the real server goes on without REST too
             _log.error("Failed to start HTTP Server at localhost:%d: %s", flags.rest_api_port, error)
     if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
         catalog.follow_file(flags.model_config_file, flags.model_config_file_poll_wait_seconds)

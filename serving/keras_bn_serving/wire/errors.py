@@ -7,13 +7,18 @@ INTERNAL, UNKNOWN and DATA_LOSS.
 """
 
 
-class ServingError(ValueError):
+class ServingError(Exception):
     """Something went wrong between a client and a model server; subclasses say what.
 
     The message holds the server's own words where the server spoke, `code` the canonical name of the status.
     """
 
     code = "UNKNOWN"
+
+    @property
+    def status(self) -> str:
+        """The code and the message, `NOT_FOUND: ...`."""
+        return f"{self.code}: {self}"
 
 
 class CancelledError(ServingError):
@@ -108,3 +113,8 @@ class UnauthenticatedError(ServingError):
 
 _CLASSES: list[type[ServingError]] = [ServingError, *ServingError.__subclasses__()]
 BY_CODE = {error.code: error for error in _CLASSES}
+
+
+def with_code(code: str, message: str) -> ServingError:
+    """Return an error of the class of a canonical code."""
+    return BY_CODE[code](message)

@@ -13,7 +13,7 @@ import pytest
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_bn_serving.client import AsyncClient, Client, TensorSpec, VersionStatus
-from keras_bn_serving.client.metadata import numpy_dtype
+from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import (
     DeadlineExceededError,
     InvalidArgumentError,

@@ -12,7 +12,12 @@ from google.protobuf import text_format
 
 from keras_bn_serving.local_server.batching import Batcher, Parameters
 from keras_bn_serving.local_server.catalog import BatchingParameters
-from keras_bn_serving.local_server.status import StatusError
+from keras_bn_serving.wire.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    OutOfRangeError,
+    ServingError,
+)
 
 
 class _Model:
@@ -27,10 +32,10 @@ class _Model:
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
         if not self.gate.wait(timeout_ms / 1e3 if timeout_ms else 10):
-            raise StatusError("DEADLINE_EXCEEDED", "Timed out waiting for notification")
+            raise DeadlineExceededError("Timed out waiting for notification")
         self.batches.append(feeds["x:0"])
         if np.any(feeds["x:0"] < 0):
-            raise StatusError("OUT_OF_RANGE", "negative")
+            raise OutOfRangeError("negative")
         return [2 * feeds["x:0"] for _ in fetches]
 
 
@@ -54,13 +59,13 @@ def batcher(model: _Model) -> Iterator[Callable[..., Batcher]]:
         one.close()
 
 
-def _ask(batcher: Batcher, *arrays: np.ndarray) -> list[np.ndarray | StatusError]:
+def _ask(batcher: Batcher, *arrays: np.ndarray) -> list[np.ndarray | ServingError]:
     """The results of requests sent at the same time."""
 
-    def one(array: np.ndarray) -> np.ndarray | StatusError:
+    def one(array: np.ndarray) -> np.ndarray | ServingError:
         try:
             return batcher.run({"x:0": array}, ["y:0"], 5000)[0]
-        except StatusError as error:
+        except ServingError as error:
             return error
 
     with ThreadPoolExecutor(len(arrays)) as pool:
@@ -110,12 +115,12 @@ def test_a_bad_request_fails_alone(bad: np.ndarray) -> None:
     ) -> list[np.ndarray]:
         x = feeds["x:0"]
         if x.ndim != 1 or x.dtype != np.float64 or np.any(x < 0):
-            raise StatusError("INVALID_ARGUMENT", "not this")
+            raise InvalidArgumentError("not this")
         return [2 * x]
 
     batcher = Batcher(picky, Parameters(batch_timeout_micros=100_000, max_batch_size=3))
     for results in (_ask(batcher, bad, np.array([4.0]), np.array([5.0])) for _ in range(3)):
-        assert str(results[0]) == "INVALID_ARGUMENT: not this"
+        assert results[0].status == "INVALID_ARGUMENT: not this"
         assert [list(result) for result in results[1:]] == [[8], [10]]
     batcher.close()
 
@@ -125,7 +130,7 @@ def test_a_full_queue_refuses(model: _Model, batcher: Callable[..., Batcher]) ->
     full = batcher(max_enqueued_batches=1, max_batch_size=1, batch_timeout_micros=0)
     threading.Timer(1.0, model.gate.set).start()
     results = _ask(full, *[np.array([1.0])] * 8)
-    refused = [result for result in results if isinstance(result, StatusError)]
+    refused = [result for result in results if isinstance(result, ServingError)]
     assert refused
     assert {result.code for result in refused} == {"UNAVAILABLE"}
 
@@ -135,7 +140,7 @@ def test_a_request_that_runs_out_of_time_leaves_the_queue_working(
 ) -> None:
     model.gate.clear()
     queue = batcher()
-    with pytest.raises(StatusError, match="DEADLINE_EXCEEDED"):
+    with pytest.raises(DeadlineExceededError):
         queue.run({"x:0": np.array([1.0])}, ["y:0"], 2000)
     model.gate.set()
     np.testing.assert_array_equal(_ask(queue, np.array([4.0]))[0], [8])
@@ -156,9 +161,9 @@ def test_a_request_that_runs_out_of_time_leaves_the_queue_working(
 def test_what_cannot_be_batched(
     batcher: Callable[..., Batcher], feeds: dict[str, np.ndarray], message: str
 ) -> None:
-    with pytest.raises(StatusError) as error:
+    with pytest.raises(ServingError) as error:
         batcher().run(feeds, ["y:0"])
-    assert str(error.value) == f"INVALID_ARGUMENT: {message}"
+    assert error.value.status == f"INVALID_ARGUMENT: {message}"
 
 
 def test_no_rows_are_answered_at_once(batcher: Callable[..., Batcher]) -> None:
@@ -175,10 +180,10 @@ def test_no_rows_are_answered_at_once(batcher: Callable[..., Batcher]) -> None:
     ],
 )
 def test_parameters_without_sense_are_refused(text: str) -> None:
-    with pytest.raises(StatusError, match=r"INVALID_ARGUMENT: .* must be"):
+    with pytest.raises(InvalidArgumentError, match=r".* must be"):
         Parameters.of(text_format.Parse(text, BatchingParameters()))
 
 
 def test_the_last_allowed_size_is_the_largest_batch() -> None:
-    with pytest.raises(StatusError, match="Last entry in allowed_batch_sizes must match max_batch_size"):
+    with pytest.raises(ServingError, match="Last entry in allowed_batch_sizes must match max_batch_size"):
         Parameters(max_batch_size=8, allowed_batch_sizes=(2, 4))

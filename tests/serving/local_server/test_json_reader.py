@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from keras_bn_serving.local_server import json_reader
-from keras_bn_serving.local_server.status import StatusError
+from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
@@ -34,8 +34,8 @@ def test_it_agrees_with_json(value: Any, ascii_only: bool, indent: int | None) -
 def test_any_bytes_give_a_value_or_a_parse_error(body: bytes) -> None:
     try:
         json_reader.parse(body)
-    except StatusError as error:
-        assert str(error).startswith("INVALID_ARGUMENT: JSON Parse error: ")
+    except ServingError as error:
+        assert error.status.startswith("INVALID_ARGUMENT: JSON Parse error: ")
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_nan() -> None:
     ],
 )
 def test_what_the_real_server_refuses(text: bytes) -> None:
-    with pytest.raises(StatusError, match="INVALID_ARGUMENT: JSON Parse error"):
+    with pytest.raises(InvalidArgumentError, match="JSON Parse error"):
         json_reader.parse(text)
 
 
 def test_what_is_nested_too_deep_is_refused_at_once() -> None:
     for one in (b"[", b'{"a":'):
-        with pytest.raises(StatusError, match="INVALID_ARGUMENT: JSON Parse error"):
+        with pytest.raises(InvalidArgumentError, match="JSON Parse error"):
             json_reader.parse(one * 500_000)
 
 
@@ -152,5 +152,5 @@ def test_what_is_no_rectangle_of_plain_numbers_is_left_to_json(text: bytes) -> N
 
 @pytest.mark.parametrize("new", [b"5,,", b"1e999,", b"05,"])
 def test_big_arrays_that_are_no_json_are_refused(new: bytes) -> None:
-    with pytest.raises(StatusError, match="INVALID_ARGUMENT: JSON Parse error"):
+    with pytest.raises(InvalidArgumentError, match="JSON Parse error"):
         json_reader.parse(_but(b"5,", new))

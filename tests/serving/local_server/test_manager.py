@@ -10,7 +10,13 @@ import pytest
 
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import AVAILABLE, END, LOADING, START, UNLOADING, Manager
-from keras_bn_serving.local_server.status import StatusError
+from keras_bn_serving.wire.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ServingError,
+)
 
 
 class _Fake:
@@ -35,7 +41,7 @@ class _Disk:
         if path in self.held:
             self.held[path].wait(10)
         if path in self.bad:
-            raise StatusError("DATA_LOSS", f"bad {path}")
+            raise DataLossError(f"bad {path}")
         return _Fake(path)
 
 
@@ -56,7 +62,7 @@ def manager(disk: _Disk) -> Iterator[Manager]:
 def _states(manager: Manager) -> dict[int, int]:
     try:
         return {version.number: version.state for version in manager.status("m")}
-    except StatusError:
+    except ServingError:
         return {}
 
 
@@ -94,7 +100,7 @@ def test_a_version_ends_with_its_last_request(manager: Manager) -> None:
     with manager.use("m") as (_, servable):
         manager.want({"m": {2: "b"}})
         _until(lambda: _states(manager) == {1: UNLOADING, 2: AVAILABLE})
-        with pytest.raises(StatusError, match="NOT_FOUND: Servable not found for request: Specific"):
+        with pytest.raises(NotFoundError, match="Servable not found for request: Specific"):
             manager.use("m", 1).__enter__()
         assert not servable.closed
     _until(lambda: servable.closed)
@@ -107,7 +113,7 @@ def test_a_failed_version_leaves_the_old_one_and_is_not_tried_again(manager: Man
     manager.wait(["m"])
     manager.want({"m": {2: "b"}})
     _until(lambda: _states(manager) == {1: AVAILABLE, 2: END})
-    assert manager.status("m", 2)[0].error.message == "bad b"
+    assert str(manager.status("m", 2)[0].error) == "bad b"
     manager.want({"m": {1: "a"}})
     manager.want({"m": {2: "b"}})
     time.sleep(0.3)
@@ -120,7 +126,7 @@ def test_a_failed_version_may_return_once_all_have_ended(manager: Manager, disk:
     disk.bad = {"b"}
     manager.want({"m": {2: "b"}})
     ((name, version),) = manager.wait(["m"])
-    assert (name, str(version.error)) == ("m", "DATA_LOSS: bad b")
+    assert (name, version.error.status) == ("m", "DATA_LOSS: bad b")
     manager.want({"m": {}})
     disk.bad = set()
     manager.want({"m": {2: "b"}})
@@ -168,20 +174,18 @@ def test_retries_end_when_the_version_is_no_longer_wanted(disk: _Disk) -> None:
 
 
 def test_labels(manager: Manager) -> None:
-    with pytest.raises(
-        StatusError, match="FAILED_PRECONDITION: Request to assign label to version 1 of model m"
-    ):
+    with pytest.raises(FailedPreconditionError, match="Request to assign label to version 1 of model m"):
         manager.label({"m": {"stable": 1}})
     manager.want({"m": {1: "a", 2: "b"}})
     _until(lambda: set(_states(manager).values()) == {AVAILABLE})
     manager.label({"m": {"stable": 1}})
     with manager.use("m", label="stable") as (number, _):
         assert number == 1
-    with pytest.raises(StatusError):
+    with pytest.raises(ServingError):
         manager.label({"m": {"stable": 2, "new": 9}})
     assert manager.models()["m"][1] == {"stable": 1}, "a refused configuration changes nothing"
     manager.label({"m": {}})
-    with pytest.raises(StatusError, match="INVALID_ARGUMENT: Unrecognized servable version label: stable"):
+    with pytest.raises(InvalidArgumentError, match="Unrecognized servable version label: stable"):
         manager.use("m", label="stable").__enter__()
 
 

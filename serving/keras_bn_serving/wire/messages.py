@@ -1,4 +1,4 @@
-"""TF Serving's messages, as far as a client needs them, built in a private descriptor pool.
+"""TF Serving's messages and configuration files, built in a private descriptor pool.
 
 Generated modules would register `tensorflow/core/framework/tensor.proto` in protobuf's default pool,
 where TensorFlow and tensorflow-serving-api register theirs: whoever is imported second fails unless the
@@ -7,6 +7,9 @@ bytes are equal. A pool of our own never meets theirs, and costs no generated co
 The schema is TF Serving's in field names and numbers, with two liberties that the wire format allows: an
 enum is declared int32, and a *packed* repeated field of fixed-size values is declared `bytes`, since that
 is what it is on the wire. NumPy then reads it with no loop over the values.
+
+The messages of configuration files are those that tensorflow-serving-api leaves out. They are only ever
+read as text, so their field numbers do not matter.
 """
 
 import re
@@ -16,6 +19,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _SCHEMA = """
 message Int64Value { int64 value = 1; }
+message BoolValue { bool value = 1; }
+message StringValue { string value = 1; }
 message Any { string type_url = 1; bytes value = 2; }
 message ModelSpec {
   string name = 1; Int64Value version = 2; string signature_name = 3; string version_label = 4;
@@ -79,9 +84,21 @@ message ModelConfigList { repeated ModelConfig config = 1; }
 message ModelServerConfig { ModelConfigList model_config_list = 1; }
 message ReloadConfigRequest { ModelServerConfig config = 1; }
 message ReloadConfigResponse { StatusProto status = 1; }
+
+message BatchingParameters {
+  Int64Value max_batch_size = 1; Int64Value batch_timeout_micros = 2; Int64Value max_enqueued_batches = 3;
+  Int64Value num_batch_threads = 4; StringValue thread_pool_name = 5; repeated int64 allowed_batch_sizes = 6;
+  bool pad_variable_length_inputs = 7; BoolValue enable_large_batch_splitting = 8;
+  Int64Value max_execution_batch_size = 9;
+}
+message SSLConfig {
+  string server_key = 1; string server_cert = 2; string custom_ca = 3; bool client_verify = 4;
+}
+message PrometheusConfig { bool enable = 1; string path = 2; }
+message MonitoringConfig { PrometheusConfig prometheus_config = 1; }
 """
 
-_PACKAGE = "keras_bn_client"
+_PACKAGE = "tensorflow.serving"  # the names that error messages show
 _FIELD = re.compile(r"(repeated )?(?:map<string, (\w+)>|(\w+)) (\w+) = (\d+);")
 _Field = descriptor_pb2.FieldDescriptorProto
 
@@ -108,7 +125,9 @@ def _add_message(file: Any, name: str, body: str) -> None:
 
 
 def _build() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(
+        name="keras_bn_serving.proto", package=_PACKAGE, syntax="proto3"
+    )
     for name, body in re.findall(r"message (\w+) \{(.*?)\}", _SCHEMA, re.DOTALL):
         _add_message(file, name, body)
     pool = descriptor_pool.DescriptorPool()

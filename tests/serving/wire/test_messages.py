@@ -15,8 +15,8 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from keras_bn_serving.client import protobuf
-from keras_bn_serving.client.protobuf import MESSAGES
+from keras_bn_serving.wire import messages
+from keras_bn_serving.wire.messages import MESSAGES
 
 # The messages that are sent and received; the rest is reached through their fields.
 ROOTS = [
@@ -69,7 +69,7 @@ def test_every_field_is_tf_servings(theirs, name):
 
 def test_no_line_of_the_schema_was_passed_over():
     fields = [field for message in MESSAGES.values() for field in message.DESCRIPTOR.fields]
-    assert len(fields) == protobuf._SCHEMA.count(";")
+    assert len(fields) == messages._SCHEMA.count(";")
 
 
 def test_the_default_pool_knows_nothing_of_ours():
@@ -86,7 +86,9 @@ def test_the_default_pool_knows_nothing_of_ours():
     ids=["ours first", "theirs first"],
 )
 def test_lives_beside_tensorflow_serving_api_in_either_order(imports):
-    code = f"import {imports[0]}, {imports[1]}\nserving.client.grpc_codec.MESSAGES['PredictRequest']()"
+    code = (
+        f"import {imports[0]}, {imports[1]}\nkeras_bn_serving.client.grpc_codec.MESSAGES['PredictRequest']()"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 
@@ -98,7 +100,7 @@ MODULES = ["client", "client.rest", "client.http_transport", "client.grpc_codec"
 def test_no_import_of_tensorflow_or_keras(module):
     heavy = "{'tensorflow', 'keras', 'jax', 'torch', 'tensorflow_serving', 'keras_bn'}"
     roots = "{name.split('.')[0] for name in sys.modules}"
-    code = f"import sys, serving.{module}; print(sorted({heavy} & {roots}))"
+    code = f"import sys, keras_bn_serving.{module}; print(sorted({heavy} & {roots}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "[]", result.stderr
 
