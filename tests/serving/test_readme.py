@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -101,6 +103,14 @@ def test_the_shell_says_what_the_text_promises(reader):
     assert printed["python -m keras_bn_serving.client --model digits image.npy"].startswith("[[")
     metrics = printed["curl http://localhost:8501/monitoring/prometheus/metrics"]
     assert ":tensorflow:serving:request_count{" in metrics
+
+
+@pytest.mark.parametrize("body", [b'{"instances": [1.0]}', b'{"instances": ' + b"[" * 100_000])
+def test_what_ends_tf_serving_does_not_end_the_local_server(reader, body):
+    url = f"http://localhost:{reader.server.rest_port}/v1/models/digits:predict"
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(url, data=body, timeout=60)
+    assert urllib.request.urlopen(url.removesuffix(":predict"), timeout=60).status == 200
 
 
 def test_the_configuration_in_the_text_is_one():
