@@ -47,7 +47,7 @@ class ExactSum:
 
     def add_product(self, left: ArrayLike, right: ArrayLike) -> None:
         """Add the exact product of two numbers to every column."""
-        for part in _product(np.asarray(left, np.float64), np.asarray(right, np.float64)):
+        for part in product(np.asarray(left, np.float64), np.asarray(right, np.float64)):
             self.add(part)
 
     def merge(self, other: ExactSum) -> None:
@@ -92,7 +92,7 @@ def _scaled(value: int, exponent: int) -> float:
     return value / (1 << -exponent) if exponent < 0 else float(value << exponent)
 
 
-def _product(left: Any, right: Any) -> tuple[Any, Any]:
+def product(left: Any, right: Any) -> tuple[Any, Any]:
     """Two numbers whose sum is exactly left * right (Dekker, 1971)."""
     product = left * right
     left_high, left_low = _split(left)

@@ -1,12 +1,12 @@
-"""Moments of a whole data set, streamed batch by batch and merged by counts in float64.
+"""Moments of a whole data set, streamed batch by batch and merged by counts without rounding.
 
-The merge is that of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-sample variances" (1979): unlike E[x²] - E[x]² it does not cancel, and unlike an average of per-batch
-variances it keeps the spread between batches, so the result does not depend on how the data is cut.
+Every value has the same weight. Unlike an average of the variances of the batches, the result includes the
+spread between batches, so it does not depend on how the data is cut.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,29 +14,30 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from keras_bn.errors import KerasBNError
+from keras_bn.statistics.exact import ExactSum, product
 from keras_bn.statistics.moments import aligned_mask, reduction_axes
 
 
 class PopulationMoments:
-    """Count, mean and variance per channel of everything it was shown.
+    """Count, mean and variance per channel of all data that it was given.
 
-    With count n, mean μ and M = Σ(x - μ)² so far, a batch (n', μ', M') is merged by
+    Of batches with count nᵢ, mean μᵢ and biased variance vᵢ it keeps
 
-        δ = μ' - μ,    μ += δ n'/(n + n'),    M += M' + δ² n n'/(n + n'),    n += n'.
+        n = Σ nᵢ,    S = Σ nᵢ μᵢ,    Q = Σ nᵢ (vᵢ + μᵢ²)
 
-    Merging is associative and commutative to float64 rounding: shards may be reduced apart and merged in any
-    order.
+    where S and Q are exact sums. The mean S/n and the variance (Q - S²/n)/n are rounded once, so nothing is
+    lost to cancellation, and shards can be merged in any order to the same bits.
 
     Args:
-        channels: the number of channels, at least 1.
+        channels: The number of channels, at least 1.
 
     Attributes:
-        count: how many values per channel it was shown.
-        batches: in how many batches.
+        count: The number of values per channel.
+        batches: The number of batches.
 
     Raises:
-        KerasBNError: if values or moments with another number of channels are shown, or moments are asked of
-            nothing.
+        KerasBNError: If values or moments have another number of channels or are not finite, or if there are
+            no values to have moments of.
 
     >>> moments = PopulationMoments(1)
     >>> moments.update([[1.0], [2.0]])
@@ -49,11 +50,11 @@ class PopulationMoments:
         self.channels = channels
         self.count = 0
         self.batches = 0
-        self._mean = np.zeros(channels)
-        self._squares = np.zeros(channels)
+        self._sum = ExactSum(channels)
+        self._squares = ExactSum(channels)
 
     def update(self, values: ArrayLike, axis: int = -1) -> None:
-        """Show it a batch.
+        """Add a batch.
 
         Args:
             values: any real dtype, `channels` long on `axis`; every other axis is reduced over.
@@ -68,7 +69,7 @@ class PopulationMoments:
         self.update_moments(len(array), mean, np.einsum("nc,nc->c", array, array) / len(array))
 
     def update_moments(self, count: int, mean: ArrayLike, variance: ArrayLike) -> None:
-        """Show it a batch that was reduced elsewhere, on the device for instance.
+        """Add a batch whose moments were computed elsewhere, on the device for instance.
 
         Args:
             count: how many values per channel it had; nothing happens when it is 0.
@@ -83,42 +84,75 @@ class PopulationMoments:
             )
         if not count:
             return
-        total = self.count + int(count)
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (count / total)
-        self._squares = self._squares + variance * count + delta**2 * (self.count * count / total)
-        self.count = total
+        count = int(count)
+        with np.errstate(over="ignore", invalid="ignore"):
+            square, error = product(mean, mean)
+        if not (np.isfinite(square + error).all() and np.isfinite(variance * count).all()):
+            raise KerasBNError("Moments must be finite, and so must the squares of the means.")
+        self._sum.add_product(mean, count)
+        self._squares.add_product(variance, count)
+        self._squares.add_product(square, count)
+        self._squares.add_product(error, count)
+        self.count += count
         self.batches += 1
 
     def merge(self, other: PopulationMoments) -> None:
-        """Take in what `other` has seen, as if it had been shown here."""
-        if other.count:
-            batches = self.batches + other.batches
-            self.update_moments(other.count, other.mean, other.variance)
-            self.batches = batches
+        """Add everything that `other` was given."""
+        if other.channels != self.channels:
+            raise KerasBNError(f"Moments of {self.channels} and of {other.channels} channels do not merge.")
+        self._sum.merge(other._sum)
+        self._squares.merge(other._squares)
+        self.count += other.count
+        self.batches += other.batches
+
+    def to_arrays(self) -> dict[str, NDArray[np.int64]]:
+        """The state as arrays, from which `from_arrays` makes equal moments."""
+        counts = np.array([self.count, self.batches], np.int64)
+        return {"counts": counts, "sum": self._sum.to_array(), "squares": self._squares.to_array()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.int64]]) -> PopulationMoments:
+        """The moments whose `to_arrays` gave `arrays`."""
+        result = cls(arrays["sum"].shape[1])
+        result.count, result.batches = (int(value) for value in arrays["counts"])
+        result._sum = ExactSum.from_array(arrays["sum"])
+        result._squares = ExactSum.from_array(arrays["squares"])
+        return result
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """The mean, `(channels,)`."""
         self._require(1, "a mean")
-        return self._mean
+        divisor = self.count << -ExactSum.UNIT
+        return np.array([total / divisor for total in self._sum.integers()])
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """The biased variance M/n, `(channels,)`; what Keras's own layer keeps."""
+        """The biased variance, divided by n, `(channels,)`; this is what Keras's own layer keeps."""
         self._require(1, "a variance")
-        return self._squares / self.count
+        return self._variance(self.count)
 
     @property
     def unbiased_variance(self) -> NDArray[np.float64]:
-        """The unbiased variance M/(n - 1), `(channels,)`; what the paper (section 3.1) and PyTorch keep."""
+        """The unbiased variance, divided by n - 1, `(channels,)`.
+
+        This is what the paper (section 3.1) and PyTorch keep.
+        """
         self._require(2, "an unbiased variance")
-        return self._squares / (self.count - 1)
+        return self._variance(self.count - 1)
+
+    def _variance(self, divisor: int) -> NDArray[np.float64]:
+        """(Q - S²/n) / divisor from integers, whose quotient Python rounds correctly."""
+        unit = -ExactSum.UNIT
+        pairs = zip(self._sum.integers(), self._squares.integers(), strict=True)
+        deviations = [((squares * self.count) << unit) - total * total for total, squares in pairs]
+        # Moments of batches are rounded, so a variance of zero may come out as a tiny negative number.
+        return np.array([max(value, 0) / (self.count * divisor << 2 * unit) for value in deviations])
 
     def _require(self, count: int, what: str) -> None:
         if self.count < count:
             raise KerasBNError(
-                f"{what} needs at least {count} value(s) per channel, got {self.count}; show it more data."
+                f"{what} needs at least {count} values per channel, got {self.count}; give it more data."
             )
 
 
