@@ -23,6 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from keras_bn_serving.local_server import inference, metrics, responses
+from keras_bn_serving.local_server.addresses import addresses
 from keras_bn_serving.local_server.catalog import ONLY_LISTS, Catalog, SSLConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
@@ -151,7 +152,11 @@ class Services(
 
 
 class GrpcServer:
-    """Serves the two services as the flags say."""
+    """Serves the two services as the flags say.
+
+    Attributes:
+        port: the TCP port; 0 if there is none.
+    """
 
     def __init__(self, flags: Flags, services: Services) -> None:
         options: list[Any] = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
@@ -169,11 +174,15 @@ class GrpcServer:
             names.append(health.SERVICE_NAME)
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
         credentials = _credentials(flags.ssl_config_file) if flags.ssl_config_file else None
-        if flags.port:
-            self._listen(f"{flags.host}:{flags.port}", credentials, f"{flags.host}:{flags.port}")
+        self.port = flags.port
+        if flags.port or flags.ports_file:
+            # Each address by itself: of a name, gRPC is content with one on which the port is free.
+            for address in _addresses(flags.host):
+                self.port = self._listen(f"{address}:{self.port}", credentials)
+            _log.info("Running gRPC ModelServer at %s:%d ...", flags.host, self.port)
         if flags.grpc_socket_path:
-            path = flags.grpc_socket_path
-            self._listen(f"unix:{path}", credentials, f"UNIX socket {path}")
+            self._listen(f"unix:{flags.grpc_socket_path}", credentials)
+            _log.info("Running gRPC ModelServer at UNIX socket %s ...", flags.grpc_socket_path)
         self._server.start()
 
     def stop(self, timeout: float) -> None:
@@ -181,15 +190,20 @@ class GrpcServer:
         self._health.enter_graceful_shutdown()
         self._server.stop(timeout).wait()
 
-    def _listen(self, address: str, credentials: grpc.ServerCredentials | None, shown: str) -> None:
+    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
             if credentials:
-                self._server.add_secure_port(address, credentials)
-            else:
-                self._server.add_insecure_port(address)
+                return int(self._server.add_secure_port(address, credentials))
+            return int(self._server.add_insecure_port(address))
         except RuntimeError as error:
             raise ServingError(f"Failed to BuildAndStart gRPC server: {error}") from error
-        _log.info("Running gRPC ModelServer at %s ...", shown)
+
+
+def _addresses(host: str) -> list[str]:
+    try:
+        return [f"[{address}]" if ":" in address else address for address in addresses(host)]
+    except OSError as error:
+        raise ServingError(f"Failed to BuildAndStart gRPC server: {error}") from error
 
 
 def _credentials(path: str) -> grpc.ServerCredentials:

@@ -1,113 +1,103 @@
-"""HTTP for the REST API: uvicorn does the protocol, a pool of threads the answers."""
+"""HTTP for the REST API: one asyncio loop reads and writes, a pool of threads answers."""
 
 import asyncio
+import logging
+import queue
 import socket
-import sys
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import httptools
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from keras_bn_serving.local_server.addresses import listen
+from keras_bn_serving.local_server.http_connection import Connection
 from keras_bn_serving.local_server.rest import Request, Response, page
 
-_MAX_HEAD_BYTES = 8 << 20  # TF Serving has no limit; no client sends as much
+try:
+    import uvloop as event_loops
+except ImportError:  # there is none for Windows
+    import asyncio as event_loops  # type: ignore[no-redef]
 
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, which keeps heads and trailers without end (20 bytes for each that is sent), drops an empty
-    query and a fragment, and answers 400 to unknown methods."""
-
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self.send_400_response("Request Header Fields Too Large")
-        else:
-            super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_headers_complete()
-        target = self.url.decode("latin-1")
-        if not target.startswith("/"):  # http://host/path
-            target = "/" + target.partition("://")[2].partition("/")[2]
-        self.scope["target"] = target  # type: ignore[typeddict-unknown-key]
-
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        super().on_body(body)
-
-    def send_400_response(self, msg: str) -> None:
-        # uvicorn calls this while it handles the parser's error.
-        if not isinstance(sys.exc_info()[1], httptools.HttpParserInvalidMethodError):
-            return super().send_400_response(msg)
-        answer = page(501, "Not Implemented")
-        head = f"HTTP/1.1 501 Not Implemented\r\nContent-Type: {answer.content_type}\r\nConnection: close"
-        length = f"Content-Length: {len(answer.body)}"
-        self.transport.write(f"{head}\r\n{length}\r\n\r\n".encode() + answer.body)
-        self.transport.close()
+_IDLE_SECONDS = 75
+_SWEEP_SECONDS = 5
+_log = logging.getLogger(__name__)
 
 
 class HttpServer:
     """Serves `answer`, called in `threads` threads, on a port; refuses bodies over `max_body` bytes."""
 
     def __init__(self, answer: Callable[[Request], Response], threads: int, max_body: int) -> None:
-        self._answer = answer
-        self._max_body = max_body
-        self._pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="rest")
-        plain = {"interface": "asgi3", "http": _Protocol, "ws": "none", "lifespan": "off"}
-        quiet = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
-        options: dict[str, Any] = {**plain, **quiet, "proxy_headers": False}
-        config = uvicorn.Config(self._app, timeout_keep_alive=75, **options)
-        self._server = uvicorn.Server(config)
-        self._sockets: list[socket.socket] = []
-        sockets = {"sockets": self._sockets}
-        self._thread = threading.Thread(target=self._server.run, kwargs=sockets, name="http", daemon=True)
+        self.answer = answer
+        self.max_body = max_body
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self.loop: asyncio.AbstractEventLoop = event_loops.new_event_loop()
+        self._work: queue.SimpleQueue[tuple[Connection, Request] | None] = queue.SimpleQueue()
+        self._workers = [
+            threading.Thread(target=self._answer_for_ever, name=f"rest-{number}", daemon=True)
+            for number in range(max(threads, 1))
+        ]
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._listeners: list[asyncio.AbstractServer] = []
 
-    def start(self, host: str, port: int) -> None:
-        """Listen on every address of `host`, or raise an OSError if the port is taken."""
-        problem = OSError(f"{host} has no address")
-        for family, *_, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
-            both = host == "[::]"  # all interfaces, of IPv4 too
-            try:
-                one = socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both)
-                self._sockets.append(one)
-            except OSError as error:  # a machine without IPv6 may have an IPv6 name for localhost
-                problem = error
-        if not self._sockets:
-            raise problem
-        self._thread.start()
+    def start(self, host: str, port: int) -> int:
+        """Listen on every address of `host`; the port, which is chosen if `port` is 0.
+
+        Raises:
+            OSError: the port is taken on one of the addresses.
+        """
+        sockets = listen(host, port)
+        for thread in (*self._workers, self._thread):
+            thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(sockets), self.loop).result()
+        return int(sockets[0].getsockname()[1])
 
     def stop(self, timeout: float) -> None:
         """Take no more connections, finish the requests that are here, within `timeout` seconds."""
-        self._server.config.timeout_graceful_shutdown = max(int(timeout), 1)
-        self._server.should_exit = True
+        asyncio.run_coroutine_threadsafe(self._drain(timeout), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._pool.shutdown(wait=False)
+        for _ in self._workers:
+            self._work.put(None)
 
-    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message["body"]
-            more = message["more_body"]
-            if len(body) > self._max_body:
-                return await _send(send, page(413, "Request Entity Too Large"))
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request = Request(scope["method"], scope["target"], headers, bytes(body))
-        await _send(send, await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, request))
+    def submit(self, connection: Connection, request: Request) -> None:
+        """Have a worker answer, and the loop call `connection.done` with the response."""
+        self._work.put((connection, request))
 
+    def _answer_for_ever(self) -> None:
+        while (work := self._work.get()) is not None:
+            connection, request = work
+            try:
+                response = self.answer(request)
+            except Exception:
+                _log.exception("An error that nobody foresaw")
+                response = page(500, "Internal Server Error")
+            if self.loop.is_running():
+                self.loop.call_soon_threadsafe(connection.done, request, response)
 
-async def _send(send: Any, response: Response) -> None:
-    headers = {"Content-Type": response.content_type, "Content-Length": str(len(response.body))}
-    headers |= {**response.headers, **({"Connection": "close"} if response.close else {})}
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": response.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": response.body})
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_later(_SWEEP_SECONDS, self._close_idle)
+        self.loop.run_forever()
+
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        for one in sockets:
+            self._listeners.append(await self.loop.create_server(lambda: Connection(self), sock=one))
+
+    def _close_idle(self) -> None:
+        for connection in list(self.connections):
+            if connection.idle_seconds() > _IDLE_SECONDS:
+                connection.close()
+        self.loop.call_later(_SWEEP_SECONDS, self._close_idle)
+
+    async def _drain(self, timeout: float) -> None:
+        self.stopping = True
+        for listener in self._listeners:
+            listener.close()
+        deadline = time.monotonic() + timeout
+        while self.connections and time.monotonic() < deadline:
+            for connection in list(self.connections):
+                if connection.idle_seconds():
+                    connection.close()
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.abort()

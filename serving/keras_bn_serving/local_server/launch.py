@@ -1,8 +1,7 @@
 """Starting a local server from Python, in a process of its own."""
 
-import contextlib
+import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,13 @@ class LocalServer:
         process: the server's process.
     """
 
-    def __init__(self, arguments: list[str], port: int, rest_port: int, environment: dict[str, str]) -> None:
-        self.port = port
-        self.rest_port = rest_port
+    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.port = self.rest_port = 0
+        self._folder = tempfile.TemporaryDirectory()  # `stop` removes it
+        self._ports_file = Path(self._folder.name) / "ports.json"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         command = [sys.executable, "-m", "keras_bn_serving.local_server", *arguments]
+        command.append(f"--ports_file={self._ports_file}")
         self.process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **environment}
         )
@@ -38,22 +39,30 @@ class LocalServer:
         return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
 
     def wait(self, timeout: float) -> None:
-        """Return once both ports accept connections, which they do when the models are loaded.
+        """Return once both ports are open, which they are when the models are loaded.
 
         Raises:
             ServingError: the server ended, or was not up in time; with what it wrote.
         """
         deadline = time.monotonic() + timeout
-        while not (_accepts(self.port) and _accepts(self.rest_port)):
+        # The server writes the file once its ports are open, so the ports need not be chosen here, where
+        # another process might take them meanwhile.
+        while not self._ports_file.exists():
             code = self.process.poll()
             if code is not None or time.monotonic() > deadline:
-                output = self.output[-4000:]
-                self.stop()
-                what = (
+                raise self._failed(
                     f"is not up after {timeout:g} seconds" if code is None else f"ended with exit code {code}"
                 )
-                raise ServingError(f"The local model server {what}; it wrote:\n{output}")
             time.sleep(0.02)
+        ports = json.loads(self._ports_file.read_text())
+        self.port, self.rest_port = ports["port"], ports["rest_api_port"]
+        if not self.rest_port:
+            raise self._failed("has no REST API")
+
+    def _failed(self, what: str) -> ServingError:
+        output = self.output[-4000:]
+        self.stop()
+        return ServingError(f"The local model server {what}; it wrote:\n{output}")
 
     def stop(self, timeout: float = 30.0) -> int:
         """End the server: SIGTERM, and SIGKILL after `timeout` seconds. Returns the exit code."""
@@ -64,6 +73,7 @@ class LocalServer:
             self.process.kill()
             code = self.process.wait()
         self._log.close()
+        self._folder.cleanup()
         return code
 
     def __enter__(self) -> "LocalServer":
@@ -97,18 +107,9 @@ def launch(
     Raises:
         ServingError: the server could not start; with what it wrote.
     """
-    with socket.create_server(("localhost", 0)) as one, socket.create_server(("localhost", 0)) as other:
-        flags = {"port": one.getsockname()[1], "rest_api_port": other.getsockname()[1], **flags}
+    flags = {"port": 0, "rest_api_port": 0, **flags}  # a port of 0 is chosen
     if model_base_path:
         flags |= {"model_base_path": os.path.abspath(model_base_path), "model_name": model_name}
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    ports = int(str(flags["port"])), int(str(flags["rest_api_port"]))
-    server = LocalServer(arguments, *ports, dict(environment or {}))
+    server = LocalServer([f"--{name}={value}" for name, value in flags.items()], environment or {})
     server.wait(timeout)
     return server
-
-
-def _accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
-        return True
-    return False

@@ -3,10 +3,15 @@
 import os
 import sys
 
+from keras_bn_serving.local_server import logs
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT; the process's exit code."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings and errors
+    logs.keep_standard_streams_open()
+    # Errors only: TensorFlow writes a warning for a request that an operation refuses, and waits where stderr
+    # is a pipe that nobody reads.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow imports Keras if it is there, for uses the server has none of: a second of its start.
     absent = "keras" not in sys.modules
     if absent:

@@ -7,12 +7,17 @@ import bisect
 import contextlib
 import datetime
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from keras_bn_serving.local_server import logs
+
+# Of what clients choose, names of models that are not there: no request may fill the memory or the page.
+_MOST_POINTS = 5000
+_MOST_CHARACTERS = 500
+_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _LOCK = threading.Lock()
 _FAMILIES: dict[str, "Counter"] = {}
 
@@ -31,14 +36,25 @@ class Counter:
     def add(self, *labels: str, by: int = 1) -> None:
         """Add `by` to the point with these label values."""
         with _LOCK:
-            self._points[labels] = self._points.get(labels, 0) + by
+            key = self._key(labels)
+            self._points[key] = self._points.get(key, 0) + by
+
+    def _key(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """The labels of the point that counts for `labels`: themselves, within limits."""
+        if labels in self._points:
+            return labels
+        if len(self._points) >= _MOST_POINTS:
+            return ("other",) * len(labels)
+        return tuple(value[:_MOST_CHARACTERS] for value in labels)
 
     def lines(self) -> Iterator[str]:
         """The metric in text form."""
         yield f"# TYPE {self._name} {self.kind}\n"
         for labels, point in self._points.items():
-            escaped = [value.replace("\\", "\\\\").replace('"', '\\"') for value in labels]
-            pairs = [f'{name}="{value}"' for name, value in zip(self._labels, escaped, strict=True)]
+            pairs = [
+                f'{name}="{value.translate(_ESCAPED)}"'
+                for name, value in zip(self._labels, labels, strict=True)
+            ]
             yield from self._samples(pairs, point)
 
     def _samples(self, pairs: list[str], point: Any) -> Iterator[str]:
@@ -57,9 +73,10 @@ class Histogram(Counter):
     def observe(self, value: float, *labels: str) -> None:
         """Count `value` in the point with these label values."""
         with _LOCK:
-            counts, total = self._points.get(labels) or ([0] * (len(self._limits) + 1), 0.0)
+            key = self._key(labels)
+            counts, total = self._points.get(key) or ([0] * (len(self._limits) + 1), 0.0)
             counts[bisect.bisect_right(self._limits, value)] += 1
-            self._points[labels] = counts, total + value
+            self._points[key] = counts, total + value
 
     def _samples(self, pairs: list[str], point: tuple[list[int], float]) -> Iterator[str]:
         counts, total = point
@@ -106,7 +123,7 @@ def timed(histogram: Histogram, *labels: str) -> Iterator[None]:
 
 
 def record(entrypoint: str, api: str, model: str, code: str, started: float, log: bool) -> None:
-    """Count, time and, if `log`, write to stderr a request that came at `started` and has been answered."""
+    """Count, time and, if `log`, log a request that came at `started` and has been answered."""
     seconds = time.perf_counter() - started
     if entrypoint == "REST" or api in ("Predict", "Classify", "Regress"):  # what TF Serving counts
         REQUESTS.add(model, code)
@@ -115,4 +132,4 @@ def record(entrypoint: str, api: str, model: str, code: str, started: float, log
     if log:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": now, "entrypoint": entrypoint, "api": api, "model": model, "status": code}
-        sys.stderr.write(json.dumps(line | {"milliseconds": round(seconds * 1e3, 3)}) + "\n")
+        logs.write(json.dumps(line | {"milliseconds": round(seconds * 1e3, 3)}))

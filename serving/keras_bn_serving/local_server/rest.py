@@ -40,6 +40,7 @@ class Request(NamedTuple):
     target: str
     headers: Mapping[str, str]
     body: bytes
+    old: bool = False  # HTTP/1.0
 
 
 class Response(NamedTuple):
@@ -82,7 +83,7 @@ class RestApi:
         if path == self._metrics_path:
             refusal = f"Unexpected path: {request.target}. Should be {path}" if query else ""
             text = refusal or metrics.exposition()
-            return Response(400 if query else 200, "text/plain", text.encode())
+            return Response(400 if query else 200, "text/plain", text.encode("utf-8", "replace"))
         if self._flags.enable_admin_endpoints and path in ("/healthz", "/readyz", "/models"):
             return self._admin(path)
         return page(404, "Not Found")
@@ -95,7 +96,7 @@ class RestApi:
             else:
                 match = re.fullmatch(_PATTERNS.get(request.method, "(?!)"), request.target, re.IGNORECASE)
                 if match:
-                    name, verb = _decoded(match["name"]) or "", match.groupdict().get("verb", "")
+                    name, verb = _decoded(request, match["name"]) or "", match.groupdict().get("verb", "")
                 body = _encoded(self._handle(request, match, name, verb))
         except Exception as failure:
             error = from_exception(failure)
@@ -110,10 +111,10 @@ class RestApi:
     def _handle(self, request: Request, match: re.Match[str] | None, name: str, verb: str) -> Any:
         # The pattern ignores case, the verb does not.
         if match is None or verb not in ("", *rest_methods.VERBS):
-            raise InvalidArgumentError(f"Malformed request: {request.method} {request.target}")
+            raise _malformed(request)
         number = None if match["version"] is None else int(match["version"].lstrip("0")[:20] or 0)
         require(number is None or number < 2**63, "")
-        label = _decoded(match["label"])
+        label = _decoded(request, match["label"])
         if verb:
             body = _body(request, self._flags.rest_api_max_body_bytes)
             require(body, "JSON Parse error: The document is empty")
@@ -148,8 +149,16 @@ def _encoded(document: Any) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _decoded(text: str | None) -> str | None:
-    return None if text is None else unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+def _malformed(request: Request) -> InvalidArgumentError:
+    return InvalidArgumentError(f"Malformed request: {request.method} {request.target}")
+
+
+def _decoded(request: Request, text: str | None) -> str | None:
+    """A part of the path with its escapes resolved; refused if it is not UTF-8, which no model's name is."""
+    try:
+        return None if text is None else unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        raise _malformed(request) from None
 
 
 def _plain(message: Any) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Putting the parts together: from flags to a running server, and its orderly end."""
 
 import contextlib
+import json
 import logging
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 
 import tensorflow as tf
 
+from keras_bn_serving import __version__
 from keras_bn_serving.local_server import flags as command_line
+from keras_bn_serving.local_server import logs
 from keras_bn_serving.local_server.batching import Parameters
 from keras_bn_serving.local_server.catalog import BatchingParameters, Catalog, ModelServerConfig, read
 from keras_bn_serving.local_server.flags import Flags
@@ -19,42 +22,58 @@ from keras_bn_serving.local_server.manager import Manager
 from keras_bn_serving.local_server.rest import RestApi
 from keras_bn_serving.local_server.servable import load
 from keras_bn_serving.local_server.status import require
-from keras_bn_serving.wire.errors import ServingError
+from keras_bn_serving.wire.errors import FailedPreconditionError, ServingError
 
 _FAILED = 255
 _log = logging.getLogger(__name__)
 
 
 def run(arguments: list[str]) -> int:
-    """Serve as the command line says until SIGTERM or SIGINT; the exit code."""
-    logging.basicConfig(format="%(asctime)s: %(levelname).1s %(name)s] %(message)s", level=logging.INFO)
+    """Serve as the command line says until SIGTERM or SIGINT; the exit code.
+
+    The first signal lets the requests in flight finish, a second one ends the process at once.
+    """
+    logs.start()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    try:
+        return _run(arguments)
+    finally:
+        logs.flush()
+
+
+def _run(arguments: list[str]) -> int:
     usage = command_line.usage("keras-bn-model-server")
     try:
         flags, unsupported, leftover = command_line.parse(arguments)
     except ValueError as error:
         _log.error("%s", error)
-        print(usage, flush=True)
+        _say(usage)
         return _FAILED
     if flags.version:
-        ours = f"keras-bn {version('keras-bn')}"
-        print(f"TensorFlow ModelServer: {ours}\nTensorFlow Library: {tf.__version__}", flush=True)
+        ours = f"keras-bn-serving {__version__}"
+        _say(f"TensorFlow ModelServer: {ours}\nTensorFlow Library: {tf.__version__}")
         return 0
     if leftover[:1] == ["--help"]:
-        print(usage, flush=True)
+        _say(usage)
         return _FAILED
     if leftover:
-        print(f"unknown argument: {leftover[0]}\n{usage}", flush=True)
+        _say(f"unknown argument: {leftover[0]}\n{usage}")
     for name in unsupported:
         _log.warning("--%s is not supported here and has no effect.", name)
     stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     parts = contextlib.ExitStack()  # what to stop, the last first
     try:
         _start(flags, stop, parts)
     except ServingError as error:
-        print(f"Failed to start server. Error: {error.status}", flush=True)
+        _say(f"Failed to start server. Error: {error.status}")
         flags.drain_timeout_seconds = 0
         stop.set()
         parts.close()
@@ -80,20 +99,42 @@ def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> 
         return
     apis: list[GrpcServer | HttpServer] = []
     parts.callback(lambda: _drain(apis, flags.drain_timeout_seconds))
-    apis.append(GrpcServer(flags, Services(manager, catalog, flags)))
-    if flags.rest_api_port:
+    grpc = GrpcServer(flags, Services(manager, catalog, flags))
+    apis.append(grpc)
+    ports = {"port": grpc.port, "rest_api_port": 0}
+    if flags.rest_api_port or flags.ports_file:
         try:
-            require(flags.rest_api_port != flags.port, "the gRPC API is there already")
+            if flags.rest_api_port and flags.rest_api_port == grpc.port:
+                raise OSError("the gRPC API is there already")
             api = RestApi(manager, flags)
             http = HttpServer(api, flags.rest_api_num_threads, flags.rest_api_max_body_bytes)
-            http.start(flags.host, flags.rest_api_port)
+            ports["rest_api_port"] = http.start(flags.host, flags.rest_api_port)
             apis.append(http)
-            _log.info("Exporting HTTP/REST API at:localhost:%d ...", flags.rest_api_port)
+            _log.info("Exporting HTTP/REST API at:localhost:%d ...", ports["rest_api_port"])
         except (OSError, ServingError) as error:  # the real server goes on without REST too
             _log.error("Failed to start HTTP Server at localhost:%d: %s", flags.rest_api_port, error)
+    if flags.ports_file:
+        _write_ports(flags.ports_file, ports)
     if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
         catalog.follow_file(flags.model_config_file, flags.model_config_file_poll_wait_seconds)
     _log.info("Entering the event loop ...")
+
+
+def _write_ports(path: str, ports: dict[str, int]) -> None:
+    """Let the file appear at once, and whole: whoever waits for it may use the ports."""
+    aside = f"{path}.{os.getpid()}"
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(ports, file)
+        os.replace(aside, path)
+    except OSError as error:
+        raise FailedPreconditionError(f"--ports_file={path} cannot be written: {error}") from error
+
+
+def _say(text: str) -> None:
+    """Print to stdout, where there is one."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
 
 
 def _drain(apis: list[GrpcServer | HttpServer], seconds: float) -> None:
@@ -104,7 +145,7 @@ def _drain(apis: list[GrpcServer | HttpServer], seconds: float) -> None:
 
 def _check(flags: Flags) -> ModelServerConfig:
     """The models' configuration, once the flags are found to make sense together."""
-    grpc, rules = flags.port or flags.grpc_socket_path, "server_options"
+    grpc, rules = flags.port or flags.grpc_socket_path or flags.ports_file, "server_options"
     require(grpc, f"At least one of {rules}.grpc_port or {rules}.grpc_socket_path must be set.")
     models = flags.model_base_path or flags.model_config_file
     require(models, f"Both {rules}.model_base_path and {rules}.model_config_file are empty!")

@@ -7,6 +7,7 @@ once.
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -50,22 +51,46 @@ class Server:
         kind: str = "local",
         command: Sequence[str] = (),
     ) -> None:
-        self.host, (self.port, self.rest_port) = "localhost", _free_ports(2)
+        self.host, self._ports = "localhost", (0, 0)
         self.stdout, self.stderr = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
-        if not bare:
-            arguments = [*arguments, f"--port={self.port}", f"--rest_api_port={self.rest_port}"]
+        self._ports_file = folder.parent / f"{folder.name}.ports"
+        if kind == "binary" and not bare:
+            self._ports = _reserved_port(), _reserved_port()
+            arguments = [*arguments, f"--port={self._ports[0]}", f"--rest_api_port={self._ports[1]}"]
+        elif not bare:
+            arguments = [*arguments, "--port=0", f"--ports_file={self._ports_file}"]
         self._process: subprocess.Popen | multiprocessing.process.BaseProcess | None = None
         if kind == "host":
             self.host, port, rest_port = REAL_HOST.split(":")
-            self.port, self.rest_port = int(port), int(rest_port)
+            self._ports = int(port), int(rest_port)
         elif kind == "binary" or command:
+            # The real one's lines of INFO are among what the vectors expect.
+            environment = {
+                name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"
+            }
             with open(self.stdout, "wb") as out, open(self.stderr, "wb") as err:
                 whole = [*(command or [str(REAL_BINARY)]), *arguments]
-                self._process = subprocess.Popen(whole, stdout=out, stderr=err)
+                self._process = subprocess.Popen(whole, stdout=out, stderr=err, env=environment)
         else:
             child = (arguments, str(self.stdout), str(self.stderr))
             self._process = _context.Process(target=_serve, args=child)
             self._process.start()
+
+    @property
+    def port(self) -> int:
+        """The port of the gRPC API; 0 while it is not known, which it is once the server is up."""
+        return self._chosen()[0]
+
+    @property
+    def rest_port(self) -> int:
+        """The port of the REST API, likewise."""
+        return self._chosen()[1]
+
+    def _chosen(self) -> tuple[int, int]:
+        if not self._ports[0] and self._ports_file.exists():
+            ports = json.loads(self._ports_file.read_text())
+            self._ports = ports["port"], ports["rest_api_port"]
+        return self._ports
 
     @property
     def pid(self) -> int:
@@ -122,15 +147,20 @@ class Server:
 
 
 def accepts(port: int, host: str = "localhost") -> bool:
-    """Whether something listens on a port."""
+    """Whether something listens on a port (on 0, which stands for none yet, nothing does)."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("localhost", 0))
-        return [listener.getsockname()[1] for listener in listeners]
+def _reserved_port() -> int:
+    """A port for a server that cannot choose one itself.
+
+    A connection that was closed from the listening side leaves the port in TIME_WAIT: for a minute the kernel
+    gives it to nobody who asks for any port, while a server may ask for it by its number.
+    """
+    with socket.create_server(("localhost", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            listener.accept()[0].close()
+            client.recv(1)
+        return int(listener.getsockname()[1])

@@ -39,12 +39,11 @@ class Stage:
         for step in vector.get("before", []):
             self.on_disk(step)
         self.server = Server(self.fill_in(vector["flags"]), folder, bare=vector.get("bare", False), kind=kind)
-        self._names |= {"PORT": str(self.server.port), "REST_PORT": str(self.server.rest_port)}
 
     def fill_in(self, value: Any) -> Any:
         """`value` with the names in its strings replaced by what they stand for."""
         if isinstance(value, str):
-            return re.sub(r"\$\{(\w+)\}", lambda match: self._names.get(match[1], match[0]), value)
+            return re.sub(r"\$\{(MODELS|TMP)\}", lambda match: self._names[match[1]], value)
         if isinstance(value, list):
             return [self.fill_in(item) for item in value]
         if isinstance(value, dict):
