@@ -147,7 +147,7 @@ class PopulationStatistics:
             raise KerasBNError(f"The folder {path.parent} does not exist; create it or choose another file.")
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             unfinished = Path(folder) / "statistics.npz"
-            np.savez_compressed(unfinished, **arrays)
+            np.savez_compressed(unfinished, allow_pickle=False, **arrays)
             unfinished.replace(path)
 
     @classmethod
