@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
+from tests.ports import free_ports
 
 SCRIPT = """
 import os, sys
@@ -32,16 +32,6 @@ with strategy.scope():
     result = keras_bn.recalibrate(model, shard, batch_size=4 if rank else 3, progress=False).model
 np.savez(sys.argv[2], *[np.array(w) for w in result.get_weights()])
 """
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("localhost", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def started(rank, cluster, path):

@@ -17,7 +17,7 @@ class ServingError(Exception):
 
     @property
     def status(self) -> str:
-        """The code and the message, `NOT_FOUND: ...`."""
+        """The name of the code, a colon and the message, as TF Serving writes them in its log."""
         return f"{self.code}: {self}"
 
 
