@@ -39,7 +39,7 @@ PROJECTS = {
         ROOT / "serving",
         {"keras_bn_serving"},
         keras_bn_serving.__version__,
-        {"numpy", "orjson", "httpcore", "grpcio", "protobuf", "click"},
+        {"numpy", "orjson", "h11", "grpcio", "protobuf", "click"},
     ),
 }
 

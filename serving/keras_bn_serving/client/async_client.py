@@ -1,5 +1,6 @@
 """`AsyncClient`: the client for asyncio."""
 
+import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -7,11 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from keras_bn_serving.client.client import Examples
-from keras_bn_serving.client.exchange import Operation, Pause
+from keras_bn_serving.client.connect import connect_async
+from keras_bn_serving.client.exchange import Operation
 from keras_bn_serving.client.metadata import ModelMetadata, VersionStatus
+from keras_bn_serving.client.operations import Operations
 from keras_bn_serving.client.settings import Settings
-from keras_bn_serving.client.transport import connect_async
-from keras_bn_serving.wire.errors import ServingError
 
 T = TypeVar("T")
 
@@ -19,11 +20,16 @@ T = TypeVar("T")
 class AsyncClient(Settings):
     """`Client` for asyncio: the same arguments and methods, to be awaited.
 
-    The connections belong to the event loop of the first call; the client may be made before. Close it with
-    `await client.close()` or `async with`.
+    The client may be made before an event loop runs, and used in one loop after another: each has connections
+    of its own. Close it with `await client.close()` or `async with`.
     """
 
-    _connect = staticmethod(connect_async)
+    def _open(self) -> None:
+        self._unused: Any = self._injected or connect_async(self._endpoint)
+        self._process = os.getpid()
+        self._carriers: dict[Any, Any] = {}  # by event loop
+        self._of_other_processes: list[Any] = []
+        self._operations = Operations(self._unused.codec, self._retries, self._check_shapes)
 
     async def predict(
         self,
@@ -103,10 +109,19 @@ class AsyncClient(Settings):
         return await self._run(self._operations.wait_until_ready(self._target(model, version), timeout))
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.close()
+        """Close the connections; calls in flight fail."""
+        self._closed = True
+        carriers = self._carriers if self._process == os.getpid() else {}
+        for loop, carrier in carriers.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(carrier.transport.close)
+        if carriers:
+            import asyncio
+
+            await asyncio.sleep(0)  # the loop closes what was asked of it above
 
     async def __aenter__(self) -> "AsyncClient":
+        self._check_open()
         return self
 
     async def __aexit__(
@@ -115,21 +130,24 @@ class AsyncClient(Settings):
         await self.close()
 
     async def _run(self, operation: Operation[T]) -> T:
-        try:
-            step = next(operation)
-            while True:
-                try:
-                    result = await self._do(step)
-                except ServingError as error:
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(result)
-        except StopIteration as end:
-            return end.value
+        self._check_open()
+        return await self._carrier().run(operation)
 
-    async def _do(self, step: Any) -> Any:
-        if isinstance(step, Pause):
-            import asyncio  # a third of this package's import, and whoever awaits has it already
+    def _carrier(self) -> Any:
+        # Whoever awaits has asyncio already, and it is a third of this package's import.
+        import asyncio
 
-            return await asyncio.sleep(step.seconds)
-        return step.result(await self._transport.send(step))
+        from keras_bn_serving.client.async_carrier import AsyncCarrier
+
+        if self._process != os.getpid():
+            # Kept, so that nothing closes here what the other process uses.
+            self._of_other_processes += [self._unused, self._carriers]
+            self._unused, self._carriers, self._process = None, {}, os.getpid()
+        loop = asyncio.get_running_loop()
+        if loop not in self._carriers:
+            for ended in [other for other in self._carriers if other.is_closed()]:
+                del self._carriers[ended]
+            transport: Any = self._injected or self._unused or connect_async(self._endpoint)
+            self._unused = None
+            self._carriers[loop] = AsyncCarrier(transport, self._max_in_flight)
+        return self._carriers[loop]

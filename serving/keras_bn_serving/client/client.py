@@ -1,24 +1,28 @@
 """`Client`: one interface over REST and gRPC, NumPy in and out."""
 
-import time
+import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_bn_serving.client.exchange import Operation, Pause
+from keras_bn_serving.client.carrier import Carrier
+from keras_bn_serving.client.connect import connect
+from keras_bn_serving.client.exchange import Operation
 from keras_bn_serving.client.metadata import ModelMetadata, VersionStatus
+from keras_bn_serving.client.operations import Operations
 from keras_bn_serving.client.settings import Settings
-from keras_bn_serving.client.transport import connect
-from keras_bn_serving.wire.errors import ServingError
 
 T = TypeVar("T")
 Examples = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class Client(Settings):
-    """A connection to a model server that speaks TF Serving's protocol; safe to share between threads.
+    """A connection to a model server that speaks TF Serving's protocol.
+
+    Threads may share a client. A process that was forked opens connections of its own, and so does a copy, by
+    `copy` or `pickle`, which takes the settings alone.
 
     Args:
         address: `http://host:8501` (REST) or `grpc://host:8500`; with TLS `https://` and `grpcs://`;
@@ -26,18 +30,28 @@ class Client(Settings):
             is a proxy before it.
         model: the model's name on the server, unless a call names another.
         timeout: seconds for a whole call, metadata and retries included, unless a call names another.
-        retries: how often a call is repeated when the server is UNAVAILABLE (connection refused, queue
-            full) or CANCELLED it (a gRPC server that ends), with growing pauses. Not after a timeout, and
-            never `reload`. Use 0 for a model whose predictions change its state.
-        headers: sent with every call (gRPC: as metadata), such as an Authorization.
+        retries: how often a call is repeated when the server is UNAVAILABLE (connection refused) or
+            CANCELLED it (a gRPC server that ends), with growing pauses. Not after a timeout, and never
+            `reload`. An overloaded server (RESOURCE_EXHAUSTED, HTTP 429, a full queue, or 503 with
+            Retry-After) is asked again until the timeout. Use 0 to repeat no call at all, for a model whose
+            predictions change its state.
+        max_in_flight: how many requests this client has on the way at once; further calls wait for their
+            turn, within their timeout. tensorflow_model_server handles `grpc_max_threads` gRPC requests at
+            once, 4 for each processor by default, and refuses those beyond.
+        headers: sent with every call (gRPC: as metadata), such as an Authorization. Names and values are
+            ASCII.
         compress: send requests gzipped, which pays on slow networks alone. REST leaves bodies below 1 KiB
             and above 100 MiB as they are: the server inflates no more. It never compresses its answers.
         check_shapes: refuse what has another shape than the signature says. The server does not compare
             them and feeds whatever it is sent, so use False for a model whose signature says too much.
         ca, cert, key: PEM files: authorities to trust instead of the system's, and the client's own
             certificate and key.
+        transport: an object that carries the requests instead of the network, as `FakeClient` uses for
+            tests; see `keras_bn_serving.client.transport.Transport`.
 
-    The environment's proxies are used, but never for an address on this machine.
+    The environment's proxies are used (`http://` ones), but never for an address on this machine.
+
+    After `close`, every method raises `FailedPreconditionError`.
 
     Every method raises a `ServingError` of the class of its canonical code, with the server's words. What can
     be checked against the signature is checked before it is sent.
@@ -48,7 +62,15 @@ class Client(Settings):
     array([[0.1, 0.9]], dtype=float32)
     """
 
-    _connect = staticmethod(connect)
+    def _open(self) -> None:
+        self._carrier = self._make_carrier()
+        self._of_other_processes: list[Carrier] = []
+        codec = self._carrier.transport.codec
+        self._operations = Operations(codec, self._retries, self._check_shapes)
+
+    def _make_carrier(self) -> Carrier:
+        transport: Any = self._injected or connect(self._endpoint)
+        return Carrier(transport, self._max_in_flight)
 
     def predict(
         self,
@@ -164,10 +186,13 @@ class Client(Settings):
         return self._run(self._operations.wait_until_ready(self._target(model, version), timeout))
 
     def close(self) -> None:
-        """Close the connections."""
-        self._transport.close()
+        """Close the connections; calls in flight fail."""
+        self._closed = True
+        if self._carrier.process == os.getpid():
+            self._carrier.transport.close()
 
     def __enter__(self) -> "Client":
+        self._check_open()
         return self
 
     def __exit__(
@@ -176,19 +201,9 @@ class Client(Settings):
         self.close()
 
     def _run(self, operation: Operation[T]) -> T:
-        try:
-            step = next(operation)
-            while True:
-                try:
-                    result = self._do(step)
-                except ServingError as error:
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(result)
-        except StopIteration as end:
-            return end.value
-
-    def _do(self, step: Any) -> Any:
-        if isinstance(step, Pause):
-            return time.sleep(step.seconds)
-        return step.result(self._transport.send(step))
+        self._check_open()
+        if self._carrier.process != os.getpid():
+            # Kept, so that nothing closes here what the other process uses.
+            self._of_other_processes.append(self._carrier)
+            self._carrier = self._make_carrier()
+        return self._carrier.run(operation)

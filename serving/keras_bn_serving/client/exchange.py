@@ -1,10 +1,10 @@
 """What passes between the parts of the client: one request with the way to read its answer, and a pause.
 
 The client is written once for threads and asyncio: an operation is a generator that yields these steps
-and is sent their results; `Client` and `AsyncClient` differ only in who carries the steps out.
+and is sent their results; `Client` and `AsyncClient` differ only in who carries the steps out (`carriers`).
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ class Exchange:
     read: Callable[[bytes], Any]
     timeout: float = 0.0
     idempotent: bool = True
+    hint: str = ""  # what may be behind a refusal of the request
 
     def result(self, body: bytes) -> Any:
         """Return what the answer says; InternalError if it is not TF Serving's kind of answer."""
@@ -33,7 +34,7 @@ class Exchange:
             return self.read(body)
         except ServingError:
             raise
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except Exception as error:  # whatever the server may have sent
             raise InternalError(f"the answer cannot be read ({error!r}); it begins {body[:200]!r}") from error
 
 
@@ -44,7 +45,16 @@ class Pause:
     seconds: float
 
 
-Operation = Generator[Exchange | Pause, Any, T]
+@dataclass(frozen=True)
+class Shared:
+    """Do an operation once for all who ask for it at the same time; its result is theirs as well."""
+
+    key: Hashable
+    operation: "Callable[[], Operation[Any]]"
+    deadline: float  # of time.monotonic
+
+
+Operation = Generator[Exchange | Pause | Shared, Any, T]
 
 
 @dataclass(frozen=True)

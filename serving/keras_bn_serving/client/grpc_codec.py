@@ -126,19 +126,20 @@ class GrpcCodec:
 
 def _model_server_config(config: Any) -> Any:
     message = MESSAGES["ModelServerConfig"]()
+    what = f"the configuration {config!r} is not a ModelServerConfig"
     try:
         if isinstance(config, str | os.PathLike):
             text_format.Parse(pathlib.Path(config).read_text(), message)
         elif isinstance(config, Mapping):
             json_format.ParseDict(config, message)
-        else:
+        elif hasattr(config, "SerializeToString"):
             message.MergeFromString(config.SerializeToString())
+        else:
+            raise InvalidArgumentError(f"{what}: pass the path of a models.config file, or a dict")
     except OSError as error:
         raise InvalidArgumentError(f"the configuration {config} cannot be read: {error.strerror}") from error
-    except (text_format.ParseError, json_format.ParseError) as error:
-        raise InvalidArgumentError(
-            f"the configuration {config} is not a ModelServerConfig: {error}"
-        ) from error
+    except (text_format.ParseError, json_format.ParseError, DecodeError, ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"{what}: {error}") from error
     return message
 
 

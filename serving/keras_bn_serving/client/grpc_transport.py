@@ -1,14 +1,22 @@
 """gRPC over one channel, with threads and with asyncio."""
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from keras_bn_serving.client.exchange import Exchange
-from keras_bn_serving.client.transport import Endpoint
-from keras_bn_serving.wire.errors import BY_CODE, InvalidArgumentError, ServingError
+from keras_bn_serving.client.endpoint import Endpoint
+from keras_bn_serving.client.exchange import Codec, Exchange
+from keras_bn_serving.client.grpc_codec import GrpcCodec
+from keras_bn_serving.wire.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ServingError,
+    UnavailableError,
+    with_code,
+)
 
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the default limit of 4 MiB is less than a batch of images
@@ -20,79 +28,121 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+# In a process that was forked after gRPC had been used, the first connections fail with this text before
+# anything is sent, and the next succeed. (gRPC's own support of forks, GRPC_ENABLE_FORK_SUPPORT, hangs in the
+# child where another thread was in a call: measured with grpcio 1.7x.)
+_FORKED = "file descriptor generation"
+_FORKED_ATTEMPTS = 5
 
 
-class GrpcTransport:
-    """Transport over a grpc.Channel, which is thread-safe."""
-
+class _GrpcTransport:
     def __init__(self, endpoint: Endpoint) -> None:
-        self._metadata = _metadata(endpoint)
-        self._channel = _opener(grpc, endpoint)()
-
-    def send(self, exchange: Exchange) -> bytes:
-        """See Transport."""
-        call = self._channel.unary_unary(exchange.path)
-        try:
-            return call(exchange.body, timeout=exchange.timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise _error(error) from error
+        self.codec: Codec = GrpcCodec()
+        self._metadata = tuple((name.lower(), value.strip()) for name, value in endpoint.headers.items())
+        self._channel = _open(endpoint)
+        self._calls: dict[str, Any] = {}
 
     def close(self) -> None:
         """See Transport."""
         self._channel.close()
 
+    def _call(self, path: str) -> Any:
+        if path not in self._calls:
+            self._calls[path] = self._channel.unary_unary(path)
+        return self._calls[path]
 
-class AsyncGrpcTransport:
-    """Transport over a grpc.aio.Channel."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._metadata = _metadata(endpoint)
-        # A channel belongs to the event loop it is made in, which is that of the first call.
-        self._channel = functools.cache(_opener(grpc.aio, endpoint))
+class GrpcTransport(_GrpcTransport):
+    """Transport over a grpc.Channel, which is thread-safe."""
+
+    def send(self, exchange: Exchange) -> bytes:
+        """See Transport."""
+        call = self._call(exchange.path)
+        for attempt in range(_FORKED_ATTEMPTS):
+            try:
+                return call(exchange.body, timeout=exchange.timeout, metadata=self._metadata)
+            except (grpc.RpcError, ValueError) as failure:
+                error = _error(failure)
+                if _FORKED not in str(error) or attempt == _FORKED_ATTEMPTS - 1:
+                    raise error from failure
+        raise AssertionError
+
+
+class AsyncGrpcTransport(_GrpcTransport):
+    """AsyncTransport over a grpc.Channel, whose answers are handed to the event loop.
+
+    grpc.aio is not used: it crashes in a process that was forked, and belongs to one event loop.
+    """
 
     async def send(self, exchange: Exchange) -> bytes:
         """See AsyncTransport."""
-        call = self._channel().unary_unary(exchange.path)
+        for attempt in range(_FORKED_ATTEMPTS):
+            try:
+                return await self._send_once(exchange)
+            except UnavailableError as error:
+                if _FORKED not in str(error) or attempt == _FORKED_ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    async def _send_once(self, exchange: Exchange) -> bytes:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def hand_over(_: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake)
+
         try:
-            return await call(exchange.body, timeout=exchange.timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise _error(error) from error
+            call = self._call(exchange.path).future(
+                exchange.body, timeout=exchange.timeout, metadata=self._metadata
+            )
+        except ValueError as failure:
+            raise _error(failure) from failure
+        call.add_done_callback(hand_over)
+        try:
+            await done
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        try:
+            return call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as failure:
+            raise _error(failure) from failure
 
-    async def close(self) -> None:
-        """See AsyncTransport."""
-        await self._channel().close()
 
-
-def _opener(library: Any, endpoint: Endpoint) -> Callable[[], Any]:
-    """Return what opens the channel; the files for TLS are read now."""
+def _open(endpoint: Endpoint) -> grpc.Channel:
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     target = (
         f"unix:{endpoint.path}" if endpoint.scheme == "unix" else f"dns:///{host}:{endpoint.port or 8500}"
     )
     options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if endpoint.is_loopback else _OPTIONS
     compression = grpc.Compression.Gzip if endpoint.compress else None
+    open_channel: Callable[..., grpc.Channel] = grpc.insecure_channel
     if endpoint.scheme == "grpcs":
-        return functools.partial(
-            library.secure_channel, target, _credentials(endpoint), options, compression=compression
-        )
-    return functools.partial(library.insecure_channel, target, options, compression=compression)
+        open_channel = functools.partial(grpc.secure_channel, credentials=_credentials(endpoint))
+    return open_channel(target, options=options, compression=compression)
 
 
 def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:
+    if endpoint.cert and not endpoint.key:
+        raise InvalidArgumentError(f"cert={str(endpoint.cert)!r} needs its key: pass key= as well")
     try:
         ca, key, cert = (
             path.read_bytes() if path else None for path in (endpoint.ca, endpoint.key, endpoint.cert)
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InvalidArgumentError(f"the TLS files cannot be read: {error}") from error
     return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-def _metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
-    return tuple((name.lower(), value) for name, value in endpoint.headers.items())
-
-
 def _error(error: Any) -> ServingError:
-    return BY_CODE[error.code().name](
-        error.details() or f"the server answered {error.code().name} with no text"
-    )
+    if isinstance(error, ValueError):  # grpc's own, of a closed channel or of metadata
+        return FailedPreconditionError(f"the call could not be made: {error}")
+    if isinstance(error, grpc.FutureCancelledError):
+        return with_code("CANCELLED", "the call was cancelled: the client was closed")
+    name = error.code().name
+    return with_code(name, error.details() or f"the server answered {name} with no text")

@@ -1,151 +1,167 @@
-"""REST over pooled HTTP/1.1 connections, with threads and with asyncio."""
+"""REST over HTTP/1.1 connections that are kept, with threads."""
 
-import asyncio
-import gzip
-import json
-import ssl
+import concurrent.futures
+import contextlib
+import select
+import socket
+import threading
 import time
-import urllib.request
-from typing import Any
 
-import httpcore
+from keras_bn_serving.client.endpoint import Endpoint
+from keras_bn_serving.client.exchange import Codec, Exchange
+from keras_bn_serving.client.http_messages import FAILURES, Messages, Route, encode, failure, route
+from keras_bn_serving.client.rest import RestCodec
 
-from keras_bn_serving.client.exchange import Exchange
-from keras_bn_serving.client.transport import Endpoint
-from keras_bn_serving.wire.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    ServingError,
-    UnavailableError,
-    with_code,
-)
-from keras_bn_serving.wire.status import HTTP_CODES
-
-# Shorter bodies gain nothing, longer ones TF Serving refuses to inflate.
-_COMPRESSED_BYTES = range(1 << 10, (100 << 20) + 1)
-_COMPRESSION_LEVEL = 1  # of digits; level 6 takes five times as long to save another tenth
-
-# httpcore lets some TLS alerts through as ssl.SSLError, which is an OSError.
-_FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
+_READ_BYTES = 1 << 18
 
 
 class HttpTransport:
-    """Transport over httpcore's thread-safe connection pool."""
+    """Transport over a stack of idle connections: the one that was used last is used next."""
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self.codec: Codec = RestCodec(endpoint.path)
         self._endpoint = endpoint
-        self._pool = httpcore.ConnectionPool(**_pool_options(endpoint))
+        self._route = route(endpoint)
+        # Lists and sets alone are changed by threads, each in one step.
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
 
     def send(self, exchange: Exchange) -> bytes:
         """See Transport."""
-        deadline = time.monotonic() + exchange.timeout
+        connection = self._take()
+        self._busy.add(connection)
+        kept = False
         try:
-            with self._pool.stream(**_request(self._endpoint, exchange)) as response:
-                chunks = []
-                # The pool's timeouts are for one read each, which a slow drip passes.
-                for chunk in response.iter_stream():
-                    chunks.append(chunk)
-                    if time.monotonic() > deadline:
-                        raise _timeout(self._endpoint, exchange)
-        except _FAILURES as error:
-            raise _transport_error(self._endpoint, exchange, error) from error
-        return _body(response.status, b"".join(chunks))
+            connection.exchange(exchange, self._endpoint.compress, time.monotonic() + exchange.timeout)
+            kept = connection.messages.finish()
+            return connection.messages.body()
+        except FAILURES as error:
+            raise failure(self._endpoint, exchange, error) from error
+        finally:
+            self._busy.discard(connection)
+            if kept:
+                self._idle.append(connection)
+            else:
+                connection.close()
 
     def close(self) -> None:
         """See Transport."""
-        self._pool.close()
+        while self._idle:
+            self._idle.pop().close()
+        for connection in list(self._busy):
+            connection.close()
+
+    def _take(self) -> "_Connection":
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if connection.is_quiet():
+                    return connection
+                connection.close()
+        return _Connection(self._route)
 
 
-class AsyncHttpTransport:
-    """Transport over httpcore's asyncio connection pool."""
+class _Connection:
+    def __init__(self, way: Route) -> None:
+        self.messages = Messages()
+        self._route = way
+        self._socket: socket.socket | None = None
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._pool = httpcore.AsyncConnectionPool(**_pool_options(endpoint))
+    def exchange(self, exchange: Exchange, compress: bool, deadline: float) -> None:
+        """Send a request and take its answer in."""
+        if self._socket is None:
+            self._socket = _open(self._route, deadline)
+        pieces = encode(self.messages, self._route, exchange, compress)
+        _ask(self._socket, self.messages, pieces, deadline)
 
-    async def send(self, exchange: Exchange) -> bytes:
-        """See AsyncTransport."""
+    def is_quiet(self) -> bool:
+        """Whether the server has neither closed the connection nor said anything since the last answer."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)  # type: ignore[arg-type]
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Close the socket; whoever reads from it in another thread reads its end."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+
+
+def _open(way: Route, deadline: float) -> socket.socket:
+    connected = _connect(way.host, way.port, deadline)
+    try:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if way.tunnel:
+            target, headers = way.tunnel
+            messages = Messages()
+            _ask(connected, messages, messages.request("CONNECT", target, headers), deadline)
+            messages.check_tunnel(way)
+        if way.tls:
+            connected = way.tls.wrap_socket(
+                connected, server_hostname=way.server_name, do_handshake_on_connect=False
+            )
+            connected.settimeout(_left(deadline))
+            connected.do_handshake()
+        return connected
+    except BaseException:
+        connected.close()
+        raise
+
+
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+    problem: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in _addresses(host, port, deadline):
+        connected = socket.socket(family, kind, protocol)
         try:
-            request = self._pool.request(**_request(self._endpoint, exchange))
-            response = await asyncio.wait_for(request, exchange.timeout)
-        except asyncio.TimeoutError as error:
-            raise _timeout(self._endpoint, exchange) from error
-        except _FAILURES as error:
-            raise _transport_error(self._endpoint, exchange, error) from error
-        return _body(response.status, response.content)
-
-    async def close(self) -> None:
-        """See AsyncTransport."""
-        await self._pool.aclose()
+            connected.settimeout(_left(deadline))
+            connected.connect(address)
+            return connected
+        except OSError as error:
+            connected.close()
+            problem = error
+    raise problem
 
 
-def _pool_options(endpoint: Endpoint) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_connections": None, "max_keepalive_connections": 100}
-    if endpoint.scheme == "https":
-        options["ssl_context"] = _ssl_context(endpoint)
-    proxies = urllib.request.getproxies()
-    if (
-        not endpoint.is_loopback
-        and endpoint.scheme in proxies
-        and not urllib.request.proxy_bypass(endpoint.host)
-    ):
-        options["proxy"] = httpcore.Proxy(proxies[endpoint.scheme])
-    return options
+def _addresses(host: str, port: int, deadline: float) -> list:
+    """Look a name up, which nothing can interrupt, in a thread that may be left behind."""
+    found: concurrent.futures.Future = concurrent.futures.Future()
 
+    def look_up() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
 
-def _ssl_context(endpoint: Endpoint) -> ssl.SSLContext:
+    threading.Thread(target=look_up, daemon=True).start()
     try:
-        context = ssl.create_default_context(cafile=endpoint.ca)
-        if endpoint.cert:
-            context.load_cert_chain(endpoint.cert, endpoint.key)
-    except OSError as error:  # ssl.SSLError is one
-        raise InvalidArgumentError(f"the TLS files cannot be used: {error}") from error
-    return context
+        return found.result(_left(deadline))
+    except concurrent.futures.TimeoutError as error:  # not the built-in one in Python 3.10
+        raise TimeoutError(str(error)) from error
 
 
-def _request(endpoint: Endpoint, exchange: Exchange) -> dict[str, Any]:
-    url = httpcore.URL(
-        scheme=endpoint.scheme.encode(),
-        host=endpoint.host.encode(),
-        port=endpoint.port,
-        target=exchange.path.encode(),
-    )
-    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), exchange.timeout)
-    headers, body = {"Content-Type": "application/json", **endpoint.headers}, exchange.body
-    if endpoint.compress and body is not None and len(body) in _COMPRESSED_BYTES:
-        headers["Content-Encoding"] = "gzip"
-        body = gzip.compress(body, _COMPRESSION_LEVEL)
-    return {
-        "method": "GET" if exchange.body is None else "POST",
-        "url": url,
-        "headers": headers,
-        "content": body,
-        "extensions": {"timeout": timeouts},
-    }
-
-
-def _transport_error(endpoint: Endpoint, exchange: Exchange, error: Exception) -> ServingError:
-    if isinstance(error, httpcore.TimeoutException):
-        return _timeout(endpoint, exchange)
-    is_http = "disconnected" in str(error) or not isinstance(error, httpcore.RemoteProtocolError)
-    hint = "" if is_http else " (is this the REST port?)"
-    return UnavailableError(f"no answer from {_name(endpoint)}: {error or type(error).__name__}{hint}")
-
-
-def _timeout(endpoint: Endpoint, exchange: Exchange) -> ServingError:
-    return DeadlineExceededError(f"no answer from {_name(endpoint)} within {exchange.timeout:.3g} s")
-
-
-def _name(endpoint: Endpoint) -> str:
-    return f"{endpoint.scheme}://{endpoint.host}" + (f":{endpoint.port}" if endpoint.port else "")
-
-
-def _body(status: int, body: bytes) -> bytes:
-    if status == 200:
-        return body
-    code = HTTP_CODES.get(status, "UNKNOWN")
+def _ask(connected: socket.socket, messages: Messages, pieces: list[bytes], deadline: float) -> None:
+    """Send, then read until the answer is complete; every wait ends at the deadline."""
+    broken: OSError | None = None
     try:
-        message = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
-        message = body.decode("utf-8", "replace")[:500]
-    raise with_code(code, message or f"the server answered HTTP {status} with no text")
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                connected.settimeout(_left(deadline))
+                rest = rest[connected.send(rest) :]
+    except ConnectionError as error:  # a server may refuse a body before it has read it, and say why
+        broken = error
+    while True:
+        connected.settimeout(_left(deadline))
+        try:
+            if messages.receive(connected.recv(_READ_BYTES)):
+                return
+        except ConnectionError as error:
+            raise broken or error from None
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

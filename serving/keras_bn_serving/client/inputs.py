@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_bn_serving.client.metadata import Signature, TensorSpec
 from keras_bn_serving.wire.dtypes import numpy_dtype
-from keras_bn_serving.wire.errors import InvalidArgumentError
+from keras_bn_serving.wire.errors import InvalidArgumentError, UnimplementedError
 
 
 def prepare(x: Any, signature: Signature, check_shapes: bool = True) -> dict[str, np.ndarray]:
@@ -36,6 +36,17 @@ def prepare(x: Any, signature: Signature, check_shapes: bool = True) -> dict[str
     return arrays
 
 
+def check_name(what: str, name: Any) -> str:
+    """Return a name that can be sent, or raise InvalidArgumentError."""
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError(f"{what} should be named by a str, not {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"{what} {name!r} cannot be sent as UTF-8: {error.reason}") from error
+    return name
+
+
 def describe(specs: Mapping[str, TensorSpec]) -> str:
     """Return `name: dtype (shape)` of each tensor, for messages."""
     return ", ".join(f"{name}: {spec}" for name, spec in sorted(specs.items())) or "nothing"
@@ -44,7 +55,9 @@ def describe(specs: Mapping[str, TensorSpec]) -> str:
 def _of_dtype(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
     try:
         return to_strings(value) if spec.dtype == "DT_STRING" else _numbers(value, numpy_dtype(spec.dtype))
-    except (TypeError, ValueError, OverflowError) as error:
+    except UnimplementedError:
+        raise
+    except Exception as error:  # whatever a value may raise when it is asked for its numbers
         raise InvalidArgumentError(f"input {name!r} should be {spec}: {error}") from error
 
 
@@ -62,7 +75,13 @@ def _numbers(value: Any, dtype: np.dtype) -> np.ndarray:
             raise OverflowError(
                 f"values from {low} to {high} were given, and it holds {limits.min} to {limits.max}"
             )
-    return array.astype(dtype)
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if not between_integers and not np.can_cast(array.dtype, dtype) and dtype.kind != "b":
+        beyond = np.isinf(cast)
+        if beyond.any() and (beyond := beyond & np.isfinite(array)).any():
+            raise OverflowError(f"{array[beyond][0]} was given, which is beyond its range")
+    return cast
 
 
 def to_strings(value: Any) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn_serving.client.exchange import Codec, Exchange, Operation, Pause, Target
-from keras_bn_serving.client.inputs import prepare
+from keras_bn_serving.client.exchange import Codec, Exchange, Operation, Pause, Shared, Target
+from keras_bn_serving.client.inputs import check_name, prepare
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus
 from keras_bn_serving.wire.errors import (
     CancelledError,
@@ -18,16 +18,22 @@ from keras_bn_serving.wire.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     ServingError,
     UnavailableError,
+    with_code,
 )
 
 _FIRST_BACKOFF_S = 0.05
+_LONGEST_BACKOFF_S = 2.0
 _POLL_S = 0.1
 _POLL_TIMEOUT_S = 5.0
 _LONGEST_S = 1e9  # beyond some 9e9 the clocks of sockets and gRPC overflow
 # A gRPC server that ends cancels the calls it has not begun; nobody else cancels one.
-_NOT_TAKEN_ON = (UnavailableError, CancelledError)
+_NOT_TAKEN_ON = (UnavailableError, CancelledError, ResourceExhaustedError)
+_NOT_UP_YET = (*_NOT_TAKEN_ON, NotFoundError, DeadlineExceededError)
+# RESOURCE_EXHAUSTED of a request that will be too much at any time.
+_TOO_MUCH = ("larger than max", "too large", "http 413", "memory", "oom ")
 
 
 class Operations:
@@ -54,7 +60,8 @@ class Operations:
     ) -> Operation[np.ndarray | dict[str, np.ndarray]]:
         """Ask for the outputs of x."""
         deadline = _deadline(timeout)
-        wanted = [outputs] if isinstance(outputs, str) else list(outputs or ())
+        wanted = _names(outputs)
+        _check_signature_name(signature)
 
         def request(metadata: ModelMetadata) -> Exchange:
             found = metadata.signature(signature)
@@ -77,12 +84,15 @@ class Operations:
         timeout: float,
     ) -> Operation[Any]:
         """Classify or regress."""
+        _check_signature_name(signature)
         listed = [examples] if isinstance(examples, Mapping) else examples
         is_list = isinstance(listed, Sequence) and len(listed) > 0
         if not is_list or not all(isinstance(example, Mapping) for example in listed):
             raise InvalidArgumentError(
                 f"{method} takes a dict of features by name, or a non-empty list of them"
             )
+        if not isinstance(context, Mapping | None):
+            raise InvalidArgumentError(f"context should be a dict of features by name, not {context!r}")
         exchange = self._codec.examples(method, target, signature, listed, context)
         return (yield from self._exchange(exchange, _deadline(timeout)))
 
@@ -107,7 +117,7 @@ class Operations:
         while (left := deadline - time.monotonic()) > 0:
             try:
                 versions = yield replace(self._codec.status(target), timeout=min(left, _POLL_TIMEOUT_S))
-            except (UnavailableError, NotFoundError, DeadlineExceededError) as error:
+            except _NOT_UP_YET as error:
                 seen = str(error)
             else:
                 ready = [entry.version for entry in versions if entry.state == "AVAILABLE"]
@@ -129,12 +139,16 @@ class Operations:
             except ServingError as error:
                 if error.code not in ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "INTERNAL"):
                     raise
-                fresh = yield from self._fetch_metadata(target, deadline)
+                fresh = yield from self._shared_metadata(target, deadline)
                 if fresh == kept:
                     raise
         else:
-            fresh = yield from self._fetch_metadata(target, deadline)
+            fresh = yield from self._shared_metadata(target, deadline)
         return (yield from self._exchange(request(fresh), deadline))
+
+    def _shared_metadata(self, target: Target, deadline: float) -> Operation[ModelMetadata]:
+        """Fetch the metadata once for all calls that wait for it."""
+        return (yield Shared(target, lambda: self._fetch_metadata(target, deadline), deadline))
 
     def _fetch_metadata(self, target: Target, deadline: float) -> Operation[ModelMetadata]:
         self._metadata.pop(target, None)
@@ -150,12 +164,54 @@ class Operations:
                 raise DeadlineExceededError("the timeout passed before the request was sent")
             try:
                 return (yield replace(exchange, timeout=left))
-            except _NOT_TAKEN_ON:
-                pause = _FIRST_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
-                last = attempt >= self._retries or time.monotonic() + pause > deadline
-                if last or not exchange.idempotent:
+            except _NOT_TAKEN_ON as error:
+                pause = min(_FIRST_BACKOFF_S * 2**attempt, _LONGEST_BACKOFF_S) * random.uniform(0.5, 1.5)
+                if not self._may_repeat(error, exchange, attempt):
                     raise
+                pause = max(pause, error.retry_after or 0.0)
+                if time.monotonic() + pause > deadline:
+                    raise _out_of_time(error) from error
+            except ServingError as error:
+                if exchange.hint and error.code in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+                    raise with_code(error.code, f"{error} ({exchange.hint})") from error
+                raise
             yield Pause(pause)
+
+    def _may_repeat(self, error: ServingError, exchange: Exchange, attempt: int) -> bool:
+        """An overloaded server until the timeout, others `retries` times."""
+        if not exchange.idempotent or not self._retries:
+            return False
+        text = str(error).lower()
+        if isinstance(error, ResourceExhaustedError):
+            return not any(words in text for words in _TOO_MUCH)
+        is_overload = error.retry_after is not None or ("queue" in text and "full" in text)
+        return is_overload or attempt < self._retries
+
+
+def _out_of_time(error: ServingError) -> ServingError:
+    if error.retry_after is None:
+        return error
+    asks = f"the server asks to be tried again after {error.retry_after:.3g} s, and the timeout leaves less"
+    again = with_code(error.code, f"{error} ({asks})")
+    again.retry_after = error.retry_after
+    return again
+
+
+def _check_signature_name(name: Any) -> None:
+    if name:
+        check_name("the signature", name)
+    elif name is not None and not isinstance(name, str):
+        raise InvalidArgumentError(f"the signature should be named by a str, not {name!r}")
+
+
+def _names(outputs: Any) -> list[str]:
+    if outputs is None:
+        return []
+    if isinstance(outputs, str):
+        return [outputs]
+    if not isinstance(outputs, Sequence) or not all(isinstance(name, str) for name in outputs):
+        raise InvalidArgumentError(f"outputs should be a str or a list of them, not {outputs!r}")
+    return list(outputs)
 
 
 def _deadline(timeout: float) -> float:

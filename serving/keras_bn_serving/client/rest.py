@@ -28,6 +28,11 @@ def loads(body: bytes) -> Any:
         raise InternalError(f"the server's answer is not JSON ({error}): {body[:200]!r}") from error
 
 
+# The dtypes that TF Serving neither reads as JSON nor writes, and the kinds of what it writes for others.
+_NOT_IN_JSON = ("DT_HALF", "DT_BFLOAT16", "DT_UINT16", "DT_COMPLEX64", "DT_COMPLEX128")
+_JSON_KINDS = {"i": "iu", "u": "iu", "b": "b"}
+
+
 class RestCodec:
     """Codec for `http://` and `https://`; `prefix` is a path put before `/v1`."""
 
@@ -60,7 +65,10 @@ class RestCodec:
                 if not outputs or key in outputs
             }
 
-        return Exchange(f"{self._path(target)}:predict", _request(name, inputs=columns), read)
+        specs = [*signature.inputs.items(), *signature.outputs.items()]
+        unknown = ", ".join(f"{key}: {spec}" for key, spec in specs if spec.dtype in _NOT_IN_JSON)
+        hint = f"TF Serving has no JSON for {unknown}; use a grpc:// address" if unknown else ""
+        return Exchange(f"{self._path(target)}:predict", _request(name, inputs=columns), read, hint=hint)
 
     def examples(
         self,
@@ -171,9 +179,13 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
         return strings.reshape(nested.shape)
     array = np.asarray(value)
     dtype = numpy_dtype(spec.dtype)
-    if dtype.kind in "iub" and array.size and (isinstance(_first(value), float) or array.dtype == object):
+    if dtype.kind == "u" and array.dtype.kind == "f":  # NumPy's common type of 2**63 and 1
+        array = np.asarray(value, object)
+        if all(type(item) is int for item in array.flat):
+            array = array.astype(dtype)
+    if array.size and array.dtype.kind not in _JSON_KINDS.get(dtype.kind, "iuf"):
         raise InternalError(f"output {name!r} should be {spec}, and the server sent {_first(value)!r}")
-    array = np.asarray(value, dtype)
+    array = array.astype(dtype)
     if array.size == 0 and spec.shape is not None and None not in spec.shape[1:]:
         array = array.reshape(0, *spec.shape[1:])  # JSON's [] has lost the other dimensions
     return array

@@ -14,7 +14,6 @@ from keras_bn_serving.client.async_client import AsyncClient
 from keras_bn_serving.client.client import Client
 from keras_bn_serving.client.exchange import Codec, Exchange, Features, Target
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus
-from keras_bn_serving.client.transport import Endpoint
 from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import NotFoundError, UnimplementedError
 
@@ -48,11 +47,7 @@ class FakeClient(Client):
     def __init__(
         self, models: Mapping[str, FakeModel], model: str = "default", timeout: float = 10.0
     ) -> None:
-        self._models = models
-        super().__init__("http://fake", model, timeout)
-
-    def _connect(self, endpoint: Endpoint) -> tuple[Codec, "_Nowhere"]:
-        return _FakeCodec(self._models), _Nowhere()
+        super().__init__("http://fake", model, timeout, transport=_FakeTransport(models))
 
 
 class AsyncFakeClient(AsyncClient):
@@ -61,14 +56,13 @@ class AsyncFakeClient(AsyncClient):
     def __init__(
         self, models: Mapping[str, FakeModel], model: str = "default", timeout: float = 10.0
     ) -> None:
-        self._models = models
-        super().__init__("http://fake", model, timeout)
-
-    def _connect(self, endpoint: Endpoint) -> tuple[Codec, "_AsyncNowhere"]:
-        return _FakeCodec(self._models), _AsyncNowhere()
+        super().__init__("http://fake", model, timeout, transport=_AsyncFakeTransport(models))
 
 
-class _Nowhere:
+class _FakeTransport:
+    def __init__(self, models: Mapping[str, FakeModel]) -> None:
+        self.codec: Codec = _FakeCodec(models)
+
     def send(self, exchange: Exchange) -> bytes:
         return b""
 
@@ -76,12 +70,9 @@ class _Nowhere:
         pass
 
 
-class _AsyncNowhere:
-    async def send(self, exchange: Exchange) -> bytes:
+class _AsyncFakeTransport(_FakeTransport):
+    async def send(self, exchange: Exchange) -> bytes:  # type: ignore[override]
         return b""
-
-    async def close(self) -> None:
-        pass
 
 
 class _Answer(Exchange):

@@ -10,10 +10,15 @@ INTERNAL, UNKNOWN and DATA_LOSS.
 class ServingError(Exception):
     """Something went wrong between a client and a model server; subclasses say what.
 
-    The message holds the server's own words where the server spoke, `code` the canonical name of the status.
+    The message holds the server's own words where the server spoke.
+
+    Attributes:
+        code: the canonical name of the status.
+        retry_after: the seconds after which an overloaded server asks to be tried again, if it says so.
     """
 
     code = "UNKNOWN"
+    retry_after: float | None = None
 
     @property
     def status(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_bn_serving.client.exchange import Exchange, Pause, Target
+from keras_bn_serving.client.exchange import Exchange, Pause, Shared, Target
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus
 from keras_bn_serving.client.operations import Operations
 from keras_bn_serving.wire.errors import (
@@ -60,10 +60,13 @@ class Script:
     pauses: list[float] = field(default_factory=list)
     timeouts: list[float] = field(default_factory=list)
 
-    def run(self, operation):
+    def run(self, operation, whole=True):
         try:
             step = next(operation)
             while True:
+                if isinstance(step, Shared):
+                    step = operation.send(self.run(step.operation(), whole=False))
+                    continue
                 if isinstance(step, Pause):
                     self.pauses.append(step.seconds)
                     step = operation.send(None)
@@ -73,7 +76,7 @@ class Script:
                 answer = self.answers.pop(0)
                 step = operation.throw(answer) if isinstance(answer, Exception) else operation.send(answer)
         except StopIteration as end:
-            assert not self.answers
+            assert not (whole and self.answers)
             return end.value
 
 

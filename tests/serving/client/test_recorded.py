@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
 
 from keras_bn_serving.client.exchange import Target
 from keras_bn_serving.client.grpc_codec import GrpcCodec
-from keras_bn_serving.client.http_transport import _body
+from keras_bn_serving.client.http_messages import refusal
 from keras_bn_serving.client.metadata import Signature
 from keras_bn_serving.client.rest import RestCodec, loads
 from keras_bn_serving.wire.errors import ServingError
@@ -84,7 +84,7 @@ def test_every_error_body_gives_the_servers_words():
         except ValueError:
             continue  # TF Serving leaves some messages unescaped; the body is shown whole then
         with pytest.raises(ServingError) as caught:
-            _body(record["response"]["status"], rest_body(record))
+            raise refusal(record["response"]["status"], {}, rest_body(record))
         assert str(caught.value) == (words or str(caught.value))
         seen += 1
     assert seen > 100

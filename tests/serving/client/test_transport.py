@@ -15,7 +15,7 @@ import pytest
 from tensorflow_serving.apis import get_model_status_pb2
 
 from keras_bn_serving.client import AsyncClient, Client, VersionStatus
-from keras_bn_serving.client.transport import parse_address
+from keras_bn_serving.client.endpoint import parse_address
 from keras_bn_serving.wire.errors import (
     BY_CODE,
     DeadlineExceededError,
