@@ -222,10 +222,15 @@ def _apply(layers: Sequence[keras.Layer], call: Call, tensors: dict[int, Any]) -
     if not layers:
         return [tensors[id(call.node.input_tensors[0])]]
     first = layers[0]
-    if type(first) is not type(call.layer):
-        accepted = _copying.parameters(first.call)
-        kwargs = {name: value for name, value in kwargs.items() if name in accepted}
-    result = first(*args, **kwargs)
+    result = first(*args, **(kwargs if type(first) is type(call.layer) else _taken(first, kwargs)))
+    # A layer in training mode, or masked, is so in all of its parts.
+    modes = {name: kwargs[name] for name in ("training", "mask") if name in kwargs}
     for layer in layers[1:]:
-        result = layer(result)
+        result = layer(result, **_taken(layer, modes))
     return keras.tree.flatten(result)
+
+
+def _taken(layer: keras.Layer, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a layer takes."""
+    accepted = _copying.parameters(layer.call)
+    return {name: value for name, value in kwargs.items() if name in accepted}

@@ -1,0 +1,42 @@
+"""Batch normalization with frozen statistics that remembers which layer it stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_bn.layers.batch_normalization import BatchNormalization
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class FrozenBatchNormalization(BatchNormalization):
+    """Batch normalization by the population statistics, in training too: what `keras_bn.freeze` makes of a BN
+    layer that cannot be joined with the layer before it.
+
+    y = x * scale + offset, with scale = gamma / sqrt(moving_variance + epsilon) and offset = beta -
+    moving_mean * scale, whether training or not. gamma and beta are trained, moving_mean and moving_variance
+    never change: it is a `BatchNormalization` with `frozen_statistics=True`.
+
+    Args:
+        original: the configuration, from `keras.saving.serialize_keras_object`, of the layer that
+            `keras_bn.unfreeze` puts back.
+        **kwargs: as of `BatchNormalization`; `frozen_statistics` is True whatever is given.
+
+    >>> original = keras.saving.serialize_keras_object(keras.layers.BatchNormalization(name="bn"))
+    >>> layer = FrozenBatchNormalization(original, name="bn")
+    >>> layer.frozen_statistics, type(layer.original_layer()).__module__.partition(".")[0]
+    (True, 'keras')
+    """
+
+    def __init__(self, original: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "frozen_statistics": True})
+        self._original = original
+
+    def original_layer(self) -> keras.Layer:
+        """The layer it stands for, made anew, without weights."""
+        return keras.saving.deserialize_keras_object(self._original)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "original": self._original}

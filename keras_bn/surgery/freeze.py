@@ -1,0 +1,258 @@
+"""Fine-tuning with frozen statistics: BN joined with the layer before it, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.frozen import FrozenBatchNormalization
+from keras_bn.layers.joined import JoinedBatchNormalization
+from keras_bn.surgery._checks import check_weights
+from keras_bn.surgery._conversions import is_keras, shared_options, weights_for
+from keras_bn.surgery._copying import Copies
+from keras_bn.surgery._joinable import join
+from keras_bn.surgery._noise import change_on_noise
+from keras_bn.surgery.graph import Call, losses, rewrite, walk
+from keras_bn.surgery.normalizations import batch_normalizations, in_training_mode
+from keras_bn.surgery.report import Report, Row, SurgeryResult
+from keras_bn.surgery.selection import select
+
+
+def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
+    """Freeze the population statistics of BN layers for fine-tuning, at the cost of a network without BN.
+
+    With frozen statistics BN is z * scale + offset in training too, with scale = gamma /
+    sqrt(moving_variance + epsilon) and offset = beta - moving_mean * scale. A BN layer behind a convolution
+    or dense layer z = W x + b is joined with it into one `JoinedBatchNormalization`:
+
+        y = (W * scale) x + (b * scale + offset)
+
+    The product is taken anew in every step, and W, b, gamma and beta stay the weights that are trained
+    ("tune mode", 2305.11624). So the function and its gradients are those of frozen BN, to rounding, but the
+    activation z is neither computed nor kept: on ResNet50 the memory of a training step is that of a network
+    without BN.
+
+    Joined are BN layers directly behind Conv1D, Conv2D, Conv3D (also grouped), transposed, depthwise and
+    separable convolutions, and Dense, without an activation between. The others become a
+    `FrozenBatchNormalization`, or keep their class with `frozen_statistics=True` where that is a variant of
+    ours. Train the result as any model, with `fit` or otherwise; `unfreeze` gives the original layers back
+    with the trained weights, for `fold`, `export`, or training with batch statistics.
+
+    `bn.trainable = False` also freezes the statistics, but gamma and beta with them; a layer that has it
+    keeps it here. PyTorch's `eval()` freezes statistics as well, until the next `train()` of a parent module.
+
+    Args:
+        model: Functional or Sequential, also with such models nested in it. It is not changed.
+        layers: which BN layers: a pattern of names or paths (`"block1_*"`), a class, a predicate on the
+            layer, or several of these. None for all.
+
+    Returns:
+        The new model, compiled as the old one, and a report with a row for each BN layer: `joined` or
+        `frozen`, or `left alone`, with the reason. `report.difference` is the largest change of an output on
+        two examples of noise, None where the model does not take floats.
+
+    Raises:
+        KerasBNError: the model is subclassed, not built, has NaN or infinity in its weights or no BN layer,
+            or `layers` matches none.
+
+    >>> from keras.layers import BatchNormalization, Dense, ReLU
+    >>> stack = [keras.Input((4,)), Dense(8, name="dense"), BatchNormalization(name="bn"), ReLU()]
+    >>> result = freeze(keras.Sequential(stack))
+    >>> result.report.rows[0]
+    Row(layer='bn', kind='BatchNormalization', action='joined', reason='with dense', difference=None)
+    >>> [layer.name for layer in unfreeze(result.model).model.layers[:2]]
+    ['dense', 'bn']
+    """
+    found = batch_normalizations(model)
+    check_weights(model)
+    freezing = _Freezing(model, select(found, layers))
+    result = rewrite(model, freezing.edit)
+    freezing.finish()
+    rows = tuple(freezing.row(call) for call in found)
+    report = Report("freeze", rows, change_on_noise(model, result), losses(model, result))
+    return SurgeryResult(result, report)
+
+
+def unfreeze(model: keras.Model) -> SurgeryResult:
+    """Undo `freeze`: the original layers, with the weights that the frozen ones have now.
+
+    `freeze` followed by `unfreeze` gives the model back to the bit; after training in between, the result is
+    the same function at inference as the frozen model, to rounding. Its statistics are those of before.
+
+    Args:
+        model: one that `freeze` made, trained or not, also after saving and loading. It is not changed.
+
+    Returns:
+        The new model, compiled as the old one, and a report with a row for each frozen layer.
+        `report.difference` is as for `freeze`.
+
+    Raises:
+        KerasBNError: nothing in the model is frozen, or it is subclassed or not built.
+
+    >>> from keras.layers import BatchNormalization
+    >>> model = keras.Sequential([keras.Input((4,)), BatchNormalization(name="bn")])
+    >>> type(unfreeze(freeze(model).model).model.get_layer("bn")) is BatchNormalization
+    True
+    """
+    thawing = _Thawing()
+    result = rewrite(model, thawing.edit)
+    if not thawing.rows:
+        raise KerasBNError(
+            f"Model {model.name!r} has no layer with frozen statistics; pass one that keras_bn.freeze made."
+        )
+    thawing.finish()
+    difference = change_on_noise(model, result)
+    return SurgeryResult(
+        result, Report("unfreeze", tuple(thawing.rows.values()), difference, losses(model, result))
+    )
+
+
+class _Freezing:
+    """The edits of one freeze."""
+
+    def __init__(self, model: keras.Model, chosen: set[str]) -> None:
+        calls = list(walk(model))
+        in_training = set(in_training_mode(model))
+        self._in_training = {id(call.layer) for call in calls if call.path in in_training}
+        self._chosen = chosen
+        joinable = {call.path for call in calls if call.path in chosen} - in_training
+        self._partners, self._obstacles = join(calls, joinable)
+        self._absorbed = {call.producers[0].path for call in calls if id(call.layer) in self._partners}
+        self._joined: dict[int, tuple[Any, JoinedBatchNormalization]] = {}
+        self._frozen: dict[int, tuple[Any, Any]] = {}
+
+    def edit(self, call: Call, copy: Copies) -> list[Any] | None:
+        """What to call instead, for `rewrite`."""
+        layer = call.layer
+        if call.path in self._absorbed:
+            return []
+        if id(layer) in self._partners:
+            return [self._join(layer, copy)]
+        if id(layer) in self._frozen:
+            return [self._frozen[id(layer)][1]]
+        if isinstance(layer, keras.layers.Wrapper):
+            inner = layer.layer
+            refused = self._refusal(inner, f"{call.path}/{inner.name}")
+            return None if refused else [self._rewrapped(layer, inner, copy)]
+        if self._refusal(layer, call.path):
+            return None
+        self._frozen[id(layer)] = layer, _frozen(layer, copy)
+        return [self._frozen[id(layer)][1]]
+
+    def finish(self) -> None:
+        """Once the model is built: the weights and `trainable` flags that `rewrite` does not know of."""
+        for old, new in self._frozen.values():
+            if isinstance(new, FrozenBatchNormalization):
+                new.set_weights(weights_for(new, old))
+        for old, new in self._joined.values():
+            partner = self._partners[id(old)]
+            new.trainable = partner.trainable or old.trainable
+            new.layer.trainable, new.normalization.trainable = partner.trainable, old.trainable
+
+    def row(self, call: Call) -> Row:
+        """What became of one BN layer."""
+        layer, kind = call.layer, type(call.layer).__name__
+        if id(layer) in self._joined:
+            return Row(call.path, kind, "joined", f"with {self._partners[id(layer)].name}")
+        if id(layer) in self._frozen:
+            obstacle = self._obstacles.get(id(layer), f"it is inside {call.node.operation.name}")
+            return Row(call.path, kind, "frozen", f"not joined: {obstacle}")
+        return Row(call.path, kind, "left alone", self._refusal(layer, call.path) or _inside(call))
+
+    def _refusal(self, layer: Any, path: str) -> str:
+        """Why a layer is not frozen; empty if it is to be."""
+        if path not in self._chosen:
+            return "not chosen"
+        if id(layer) in self._in_training:
+            return "is called with training=True, so it normalizes by its batch at inference too"
+        if getattr(layer, "frozen_statistics", False):
+            return "its statistics are frozen already"
+        if not isinstance(layer, BatchNormalization) and not is_keras(layer):
+            return f"{type(layer).__name__} is a subclass of Keras's layer and may compute something else"
+        return ""
+
+    def _join(self, layer: Any, copy: Copies) -> JoinedBatchNormalization:
+        if id(layer) not in self._joined:
+            made = JoinedBatchNormalization(copy(self._partners[id(layer)]), copy(layer))
+            self._joined[id(layer)] = layer, made
+        return self._joined[id(layer)][1]
+
+    def _rewrapped(self, wrapper: Any, inner: Any, copy: Copies) -> Any:
+        config = keras.saving.serialize_keras_object(_frozen(inner, copy))
+        made = copy(wrapper, weights=weights_for(inner, inner), layer=config)
+        self._frozen[id(inner)] = inner, made.layer
+        return made
+
+
+class _Thawing:
+    """The edits of one unfreeze.
+
+    Attributes:
+        rows: by the path of the layer.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self._thawed: dict[int, tuple[Any, Any]] = {}
+
+    def edit(self, call: Call, copy: Copies) -> list[Any] | None:
+        """What to call instead, for `rewrite`."""
+        layer = call.layer
+        if isinstance(layer, JoinedBatchNormalization):
+            self._note(call, f"{layer.layer.name} and {layer.normalization.name} apart again")
+            return [copy(layer.layer), copy(layer.normalization)]
+        if isinstance(layer, keras.layers.Wrapper) and _is_frozen(layer.layer):
+            self._note(call, f"{layer.layer.name} inside it")
+            return [copy(layer, layer=_thawed_config(layer.layer))]
+        if not _is_frozen(layer):
+            return None
+        self._note(call, "")
+        if not isinstance(layer, FrozenBatchNormalization):
+            return [copy(layer, frozen_statistics=False)]
+        if id(layer) not in self._thawed:
+            original = layer.original_layer()
+            original.trainable = layer.trainable
+            self._thawed[id(layer)] = layer, original
+        return [self._thawed[id(layer)][1]]
+
+    def finish(self) -> None:
+        """Once the model is built: the weights that `rewrite` does not know of."""
+        for frozen, original in self._thawed.values():
+            original.set_weights(weights_for(original, frozen))
+
+    def _note(self, call: Call, reason: str) -> None:
+        self.rows.setdefault(call.path, Row(call.path, type(call.layer).__name__, "unfrozen", reason))
+
+
+def _frozen(layer: Any, copy: Copies) -> Any:
+    """A BN layer with the statistics frozen, which `unfreeze` recognizes."""
+    if is_keras(layer):
+        options = shared_options(layer)
+    elif type(layer) is BatchNormalization:
+        options = layer.get_config()
+    else:
+        return copy(layer, frozen_statistics=True)
+    return FrozenBatchNormalization(keras.saving.serialize_keras_object(layer), **options)
+
+
+def _is_frozen(layer: Any) -> bool:
+    return isinstance(layer, BatchNormalization) and layer.frozen_statistics
+
+
+def _thawed_config(layer: Any) -> dict[str, Any]:
+    if isinstance(layer, FrozenBatchNormalization):
+        return keras.saving.serialize_keras_object(layer.original_layer())
+    serialized = keras.saving.serialize_keras_object(layer)
+    serialized["config"]["frozen_statistics"] = False
+    return serialized
+
+
+def _inside(call: Call) -> str:
+    """Why a BN layer inside another layer is left alone."""
+    holder = call.node.operation
+    if isinstance(holder, JoinedBatchNormalization):
+        return f"is joined with {holder.layer.name} already"
+    return f"is inside {type(holder).__name__}, whose code makes it"
