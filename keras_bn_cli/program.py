@@ -16,7 +16,7 @@ from keras_bn_cli.export import export
 from keras_bn_cli.inspect import inspect
 from keras_bn_cli.query import query
 from keras_bn_cli.serve import serve
-from keras_bn_cli.surgery import convert, fold, recalibrate, retrofit
+from keras_bn_cli.surgery import convert, fold, freeze, recalibrate, retrofit, unfreeze
 
 
 class Program(click.Group):
@@ -77,5 +77,5 @@ def program() -> None:
     """
 
 
-for command in (demo, convert, retrofit, recalibrate, fold, inspect, export, serve, query):
+for command in (demo, convert, retrofit, recalibrate, fold, freeze, unfreeze, inspect, export, serve, query):
     program.add_command(command)

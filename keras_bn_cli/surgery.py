@@ -1,4 +1,4 @@
-"""The commands that rewrite a model: convert, retrofit, recalibrate, fold."""
+"""The commands that rewrite a model: convert, retrofit, recalibrate, fold, freeze, unfreeze."""
 
 from __future__ import annotations
 
@@ -165,3 +165,35 @@ def fold(model_file: Path, **options: Any) -> None:
       keras-bn fold model.keras -o model_folded.keras
     """
     _surgery(model_file, operate=lambda keras_bn, model: keras_bn.fold(model), **options)
+
+
+@click.command()
+@model_argument
+@layers_option
+@import_option
+@output_options
+def freeze(model_file: Path, layers: tuple[str, ...], **options: Any) -> None:
+    """Freeze the population statistics for fine-tuning, at the cost of a network without BN.
+
+    A BN layer is computed together with the convolution or dense layer before it. Train the result, then put
+    the original layers back with `keras-bn unfreeze`.
+
+    \b
+      keras-bn freeze resnet.keras -o resnet_frozen.keras
+    """
+    _surgery(
+        model_file, operate=lambda keras_bn, model: keras_bn.freeze(model, list(layers) or None), **options
+    )
+
+
+@click.command()
+@model_argument
+@import_option
+@output_options
+def unfreeze(model_file: Path, **options: Any) -> None:
+    """Undo `keras-bn freeze`: the original layers, with the weights trained meanwhile.
+
+    \b
+      keras-bn unfreeze resnet_frozen.keras -o resnet.keras
+    """
+    _surgery(model_file, operate=lambda keras_bn, model: keras_bn.unfreeze(model), **options)
