@@ -59,3 +59,126 @@ def variables_read_as(dtype: str) -> Any:
     A layer's `autocast=False` is public, but leaves the casting that the model around it has begun.
     """
     return AutocastScope(dtype)
+
+
+# What walking a model object by object needs to know of the objects of Keras. `copy.deepcopy`, which is
+# public, goes through `keras.saving` and so loses every class that is not registered, and every name that is
+# not in a configuration.
+NODE_LISTS = ("_inbound_nodes", "_outbound_nodes")
+LOSSES_OF_A_CALL = ("_losses", "_loss_ids")
+Tracker: type = type(keras.layers.Identity(name="tracker")._tracker)
+
+
+def direct_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers that a layer itself holds, in the order in which Keras tracks them.
+
+    `keras.Model.layers` is public, but other layers have no such attribute.
+    """
+    tracked = list(layer._layers)
+    if isinstance(layer, keras.Sequential) or not isinstance(layer, keras.Function):
+        return [
+            each
+            for each in tracked
+            if not isinstance(each, keras.Function) or each is not graph_or_none(layer)
+        ]
+    in_order = [node.operation for node in nodes(layer) if isinstance(node.operation, keras.Layer)]
+    return list({id(each): each for each in (*in_order, *tracked)}.values())
+
+
+def graph_or_none(layer: Any) -> Any:
+    """The graph that a Sequential keeps of itself, None for any other layer."""
+    return layer._functional if isinstance(layer, keras.Sequential) else None
+
+
+def storage_of(variable: keras.Variable) -> Any:
+    """The backend's variable that a Keras variable holds; `value` is public, but may be a cast of it."""
+    return variable._value
+
+
+def storage_types() -> tuple[type, ...]:
+    """The types of `storage_of`, for the backend in use."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return (tf.Variable,)
+    if backend == "torch":
+        import torch
+
+        return (torch.Tensor,)
+    if backend == "jax":
+        import jax
+
+        return (jax.Array,)
+    return ()
+
+
+def module_types() -> tuple[type, ...]:
+    """Classes of a backend whose objects are parts of a layer."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return (torch.nn.Module,)
+    return ()
+
+
+def producing_node(tensor: Any) -> Any:
+    """The node whose output a symbolic tensor is, None if it has no history."""
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def start_without_calls(old: Any, new: Any, functions: tuple[str, ...]) -> None:
+    """Give a copied operation empty records of its calls, and no compiled functions."""
+    values = vars(new)
+    for name in NODE_LISTS:
+        values[name] = []
+    for name in functions:
+        if name in vars(old):
+            values[name] = None
+    if isinstance(old, keras.Layer):
+        values.update(zip(LOSSES_OF_A_CALL, ([], set()), strict=True))
+    # PyTorch's view of the variables is made anew when it is asked for.
+    values.get("_modules", {}).pop("_torch_params", None)
+
+
+def take_over_calls(old: Any, new: Any, copies: Any) -> None:
+    """Give `new` the copies of the calls of `old`, as far as they were copied, and count them anew."""
+    for name in NODE_LISTS:
+        setattr_plain(new, name, [copies[id(node)] for node in vars(old)[name] if id(node) in copies])
+    for index, node in enumerate(new._inbound_nodes):
+        for position, tensor in enumerate(node.outputs):
+            history = tensor._keras_history
+            tensor._keras_history = type(history)(new, index, position)
+
+
+def setattr_plain(target: Any, name: str, value: Any) -> None:
+    """Set an attribute without Keras's tracking."""
+    vars(target)[name] = value
+
+
+def identities_stored(tracker: Any) -> dict[str, set[int]]:
+    """What a tracker's table of the identities of its objects must be."""
+    return {name: {id(each) for each in store} for name, (_, store) in tracker.config.items()}
+
+
+def graph_tables(model: Any) -> dict[str, Any]:
+    """The tables of a Functional model that name its operations by their identity."""
+    fresh = keras.Function(model._inputs_struct, model._outputs_struct, name=model.name)
+    return {"_nodes": fresh._nodes}
+
+
+def rekeyed(optimizer: Any, variables: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """The attributes of an optimizer that are keyed by variables, with the keys of other variables."""
+    if not hasattr(optimizer, "_var_key"):
+        return {}
+    keys = {optimizer._var_key(old): optimizer._var_key(new) for old, new in variables}
+    result: dict[str, Any] = {}
+    for name, value in vars(optimizer).items():
+        if isinstance(value, dict) and value and all(key in keys for key in value):
+            result[name] = type(value)((keys[key], each) for key, each in value.items())
+        elif isinstance(value, set) and value and all(key in keys for key in value):
+            result[name] = {keys[key] for key in value}
+    return result

@@ -48,6 +48,48 @@ def test_compile_arguments_are_the_objects_themselves():
     assert _keras.compile_arguments(compiled)["optimizer"] is optimizer
 
 
+def test_direct_layers_are_in_the_order_of_tracking():
+    wrapper = keras.layers.TimeDistributed(keras.layers.Dense(1, name="inner"))
+    assert [layer.name for layer in _keras.direct_layers(wrapper)] == ["inner"]
+    assert [layer.name for layer in _keras.direct_layers(model())] == ["x", "d"]
+    sequential = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="first")])
+    assert [layer.name for layer in _keras.direct_layers(sequential)][-1:] == ["first"]
+
+
+def test_storage_is_what_holds_the_value():
+    variable = keras.Variable([1.0, 2.0])
+    assert isinstance(_keras.storage_of(variable), _keras.storage_types())
+    variable.assign([3.0, 4.0])
+    assert keras.ops.convert_to_numpy(_keras.storage_of(variable)).tolist() == [3.0, 4.0]
+
+
+def test_nodes_and_their_records():
+    built = model()
+    dense = built.get_layer("d")
+    inbound = vars(dense)[_keras.NODE_LISTS[0]]
+    assert _keras.producing_node(dense.output) is inbound[0]
+    assert _keras.producing_node(keras.KerasTensor((1,))) is None
+    assert set(_keras.LOSSES_OF_A_CALL) <= set(vars(dense))
+    fresh = _keras.graph_tables(built)
+    assert all(vars(built)[name] == value for name, value in fresh.items())
+
+
+def test_a_tracker_stores_identities():
+    dense = model().get_layer("d")
+    tracker = next(value for value in vars(dense).values() if isinstance(value, _keras.Tracker))
+    assert _keras.identities_stored(tracker) == tracker.stored_ids
+    assert id(dense.kernel) in tracker.stored_ids["trainable_variables"]
+
+
+def test_an_optimizer_is_keyed_by_variables():
+    dense = model().get_layer("d")
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(dense.trainable_variables)
+    others = [keras.Variable(keras.ops.zeros(v.shape)) for v in dense.trainable_variables]
+    tables = _keras.rekeyed(optimizer, list(zip(dense.trainable_variables, others, strict=True)))
+    assert any(sorted(table.values()) == [0, 1] for table in tables.values())
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
 def test_compiles_with_xla_says_so_inside_a_compiled_function():
     import tensorflow as tf

@@ -28,6 +28,16 @@ def check_keras_model(model: Any) -> None:
     raise KerasBNError(f"Expected a keras.Model, got {type(model).__name__}.")
 
 
+def check_model(model: Any) -> None:
+    """Raise a KerasBNError unless it is a Keras model that is built."""
+    check_keras_model(model)
+    if not model.built:
+        raise KerasBNError(
+            f"Model {model.name!r} is not built: start it with a keras.Input, or call it on a batch of data, "
+            "or call model.build(input_shape) first."
+        )
+
+
 def check_weights(model: keras.Model) -> None:
     """Raise a KerasBNError if a weight holds NaN or infinity."""
     for weight in model.weights:

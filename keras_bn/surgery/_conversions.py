@@ -35,11 +35,13 @@ def shared_options(layer: Any) -> dict[str, Any]:
     return config
 
 
-def ours(layer: Any, unbiased_variance: bool) -> BatchNormalization:
-    """Our layer with the options of one of Keras's."""
+def ours(
+    layer: Any, unbiased_variance: bool, kind: type[BatchNormalization] = BatchNormalization
+) -> BatchNormalization:
+    """Our layer with the options of one of Keras's; of class `kind`, unless that renormalizes."""
     config = shared_options(layer) | {"unbiased_variance": unbiased_variance}
     if not getattr(layer, "renorm", False):
-        return BatchNormalization(**config)
+        return kind(**config)
     clipping, renorm_momentum = layer.renorm_clipping or {}, layer.renorm_momentum
     r_max, d_max = (clipping.get(name) or _UNBOUNDED for name in ("rmax", "dmax"))
     if not math.isclose(clipping.get("rmin") or 1 / _UNBOUNDED, 1 / r_max, rel_tol=1e-6):
@@ -51,7 +53,7 @@ def ours(layer: Any, unbiased_variance: bool) -> BatchNormalization:
             f"renorm_momentum={renorm_momentum} is not momentum={layer.momentum}; there is one average here"
         )
     averages = (layer.renorm_mean, layer.moving_mean), (layer.renorm_stddev, layer.moving_stddev)
-    if not all(np.allclose(a.numpy(), b.numpy(), rtol=1e-5) for a, b in averages):
+    if not all(np.allclose(*(ops.convert_to_numpy(v) for v in pair), rtol=1e-5) for pair in averages):
         raise KerasBNError("its averages for training and for inference differ; there is one average here")
     return BatchRenormalization(**config, r_max=r_max, d_max=d_max)
 
@@ -63,11 +65,16 @@ def weights_for(new: Any, old: Any) -> list[np.ndarray]:
     return arrays + [np.zeros((), "int32")] * (len(new.weights) - len(arrays))
 
 
-def change(old: Any, new: Any) -> float:
+def change(old: Any, new: Any) -> float | None:
     """The largest difference of two layers on values distributed as their statistics say."""
-    mean, deviation = (np.asarray(v, "float64") for v in (old.moving_mean, ops.sqrt(old.moving_variance)))
+    if not old.built:
+        return None
+    mean, variance = (
+        ops.convert_to_numpy(v).astype("float64") for v in (old.moving_mean, old.moving_variance)
+    )
     rank = old.input_spec.ndim
-    values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), len(mean))) * deviation + mean
+    values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), len(mean)))
+    values = values * np.sqrt(variance) + mean
     x = ops.cast(np.moveaxis(values, -1, old.axis), old.compute_dtype)
     apart = ops.cast(old(x, training=False), "float32") - ops.cast(new(x, training=False), "float32")
     return float(ops.max(ops.abs(apart)))
