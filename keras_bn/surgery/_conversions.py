@@ -53,7 +53,8 @@ def ours(
             f"renorm_momentum={renorm_momentum} is not momentum={layer.momentum}; there is one average here"
         )
     averages = (layer.renorm_mean, layer.moving_mean), (layer.renorm_stddev, layer.moving_stddev)
-    if not all(np.allclose(*(ops.convert_to_numpy(v) for v in pair), rtol=1e-5) for pair in averages):
+    arrays = [[ops.convert_to_numpy(average) for average in pair] for pair in averages]
+    if not all(np.allclose(a, b, rtol=1e-5) for a, b in arrays):
         raise KerasBNError("its averages for training and for inference differ; there is one average here")
     return BatchRenormalization(**config, r_max=r_max, d_max=d_max)
 
