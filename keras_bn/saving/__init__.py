@@ -1,1 +1,1 @@
-"""The parts of an export: signatures, the SavedModel, warm-up requests, the proof, the version folder."""
+"""The parts of an export: signatures, the SavedModel, warm-up requests, the checks, the version folder."""

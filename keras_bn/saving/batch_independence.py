@@ -1,8 +1,10 @@
-"""How much the answer to an example depends on the examples around it."""
+"""How much the answer to an example depends on the other rows of its request."""
+
+from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
-from keras_bn.saving.check import Proof
+from keras_bn.saving.check import InferenceCheck
 from keras_bn.saving.examples import Tensors, generated, given
 from keras_bn.saving.session import Servable, servable
 
@@ -19,53 +21,65 @@ from keras_bn.saving.session import Servable, servable
 # statistics move it in its first ones. The narrowest floating type in the graph says where its last bits are.
 _TOLERANCES = {tf.bfloat16: 1e-1, tf.float16: 2e-2, tf.float32: 1e-4, tf.float64: 1e-10}
 
-_ALONE = 2  # examples that are also asked for one at a time
+_LARGEST_BATCH = 32  # rows of a request; more examples than these do not make the check stronger
+_ROWS = 4  # rows whose answers are compared while the others are replaced
+
+_CAUSES = (
+    "A layer in training mode does that (call the model with training=False), and so does a mean, a "
+    "maximum or a "
+    "softmax over the batch axis."
+)
 
 
-def check_signature(path: str | os.PathLike[str], examples: Any, signature: str) -> Proof:
+def check_signature(path: str | os.PathLike[str], examples: Any, signature: str) -> InferenceCheck:
     """See `keras_bn.verify_inference_mode`, whose arguments these are."""
     with servable(path, signature) as served:
-        batches = generated(served.inputs) if examples is None else [given(served.inputs, examples)]
+        made_up = generated(served.inputs, served.batch_size)
+        batches = made_up if examples is None else [given(served.inputs, examples)]
         what = f"signature {signature!r} of {path}"
-        return prove(served, batches, what, made_up=examples is None).proof
+        return check(served, batches, what, made_up=examples is None).check
 
 
 @dataclass(frozen=True)
-class Proven:
-    """A proof, and the batch of inputs and outputs that it started from."""
+class Checked:
+    """A check, and the batch of inputs and outputs that it started from."""
 
-    proof: Proof
+    check: InferenceCheck
     inputs: Tensors
     outputs: Tensors
 
 
-def prove(
+def check(
     served: Servable, batches: Iterable[Tensors], what: str, *, made_up: bool = False, warn: bool = True
-) -> Proven:
-    """Prove the inference mode of `what` on the first of `batches` whose outputs differ, else on the last."""
+) -> Checked:
+    """Check `what` on the first of `batches` whose outputs differ, else on the last."""
     for batch in batches:
         try:
-            proven = _compare(served, batch, what)
+            checked = _check(served, {name: values[:_LARGEST_BATCH] for name, values in batch.items()}, what)
         except tf.errors.OpError as error:
             hint = " on made-up inputs; pass examples of real ones" if made_up else ""
             raise KerasBNError(f"{what} failed{hint}: {error.message}") from error
-        if proven.proof.spread > proven.proof.tolerance:
-            return proven
+        if checked.check.spread > checked.check.tolerance or served.batch_size == 1:
+            return checked
     if warn:
         warnings.warn(
             f"{what} gave every example nearly the same output, so that none changes another says "
             "little; pass examples of which the outputs differ.",
             stacklevel=3,
         )
-    return proven
+    return checked
 
 
-def _compare(served: Servable, batch: Tensors, what: str) -> Proven:
-    count = len(next(iter(batch.values())))
-    if count < 2:
+def tolerance_of(served: Servable) -> float:
+    """The change, relative to the largest output, that rounding explains."""
+    return next(value for dtype, value in _TOLERANCES.items() if dtype in served.dtypes | {tf.float64})
+
+
+def _check(served: Servable, batch: Tensors, what: str) -> Checked:
+    count = _count(batch)
+    if count < 2 and served.batch_size != 1:
         raise KerasBNError(f"{what} was given {count} example; one cannot be seen to change another.")
-    tolerance = next(value for dtype, value in _TOLERANCES.items() if dtype in served.dtypes | {tf.float64})
-
+    tolerance = tolerance_of(served)
     together = served.run(batch)
     for name, output in together.items():
         _check_rows(output, count, f"output {name!r} of {what}")
@@ -73,21 +87,100 @@ def _compare(served: Servable, batch: Tensors, what: str) -> Proven:
     if again > tolerance:
         raise KerasBNError(
             f"{what} answers the same request differently each time (by {again:.2g} of its largest output): "
-            "something random, such as dropout, is left on; call the layers with training=False."
+            "something random, such as dropout, is left on, or a state is kept from one request to the "
+            "next; call "
+            "the layers with training=False, and keep no state."
         )
-    difference = largest_change(_reversed(served.run(_reversed(batch))), together)
-    for row in range(min(count, _ALONE) if served.batch_size is None else 0):
-        one = slice(row, row + 1)
-        alone = served.run({name: values[one] for name, values in batch.items()})
-        difference = max(difference, largest_change(alone, together, one))
-    if difference > tolerance:
-        raise KerasBNError(
-            f"{what} is not in inference mode: an example's output changes by {difference:.2g} of the "
-            f"largest with the examples around it ({tolerance:g} is rounding); call the model with "
-            "training=False."
-        )
+    difference, asked = 0.0, 2
+    for change, request, here, there in _compositions(batch, served.batch_size):
+        try:
+            answer = served.run(request)
+        except tf.errors.OpError:  # a value that the model does not take says nothing of the other rows
+            continue
+        asked += 1
+        moved = largest_change({name: values[here] for name, values in answer.items()}, together, there)
+        if moved > tolerance:
+            raise KerasBNError(
+                f"{what} depends on the other rows of a request: the answer to an example changes by "
+                f"{moved:.2g} "
+                f"of the largest output {change} ({tolerance:g} is rounding). {_CAUSES}"
+            )
+        difference = max(difference, moved)
     spread = max(largest_change(together, together, slice(row, row + 1)) for row in range(count))
-    return Proven(Proof(served.signature, count, difference, tolerance, spread), batch, together)
+    return Checked(
+        InferenceCheck(served.signature, count, asked, difference, tolerance, spread), batch, together
+    )
+
+
+def _compositions(batch: Tensors, batch_size: int | None) -> Iterator[tuple[str, Tensors, slice, slice]]:
+    """Requests that hold rows of `batch` among others: what was done, the request, where the rows are in it
+    and
+    where in `batch`."""
+    count = _count(batch)
+    everything = slice(None)
+    yield (
+        "when the rows are in reverse order",
+        _map(batch, lambda v: v[::-1]),
+        slice(None, None, -1),
+        everything,
+    )
+    for row in range(min(count, _ROWS)):
+        here = slice(row, row + 1)
+        for change, others in _others(batch, row):
+            if others is not None:
+                yield f"when {change}", others, here, here
+        if batch_size is None:
+            yield "when it is asked for alone", _map(batch, lambda v, here=here: v[here]), slice(1), here
+    if batch_size is None:
+        yield (
+            "when the request is twice as long",
+            _map(batch, lambda v: np.concatenate([v, v])),
+            slice(count),
+            everything,
+        )
+
+
+def _others(batch: Tensors, row: int) -> Iterator[tuple[str, Tensors | None]]:
+    """Batches in which all rows but `row` are replaced."""
+    count = _count(batch)
+    if count < 2:
+        return
+    rows = np.arange(count)
+    rotated = np.roll(np.delete(rows, row), 1)
+    yield "the other rows change places", _map(batch, lambda v: v[np.insert(rotated, row, row)])
+    one = np.full(count, (row + 1) % count)
+    one[row] = row
+    yield "the other rows become one example", _map(batch, lambda v: v[one])
+    yield "the other rows become like it", _map(batch, lambda v: v[np.full(count, row)])
+    for change, function in (
+        ("are 16 times as large", lambda v: 16 * v),
+        ("are 16 times as small", lambda v: v / 16),
+        ("change their sign", lambda v: -v),
+    ):
+        yield f"the other rows {change}", _replaced(batch, row, function, np.floating)
+    for change, function in (("lowest", np.min), ("highest", np.max)):
+        filled = _replaced(batch, row, lambda v, f=function: np.full_like(v, f(v)), np.number)
+        yield f"the other rows are filled with their {change} value", filled
+
+
+def _replaced(batch: Tensors, row: int, function: Any, kind: type) -> Tensors | None:
+    """`batch` with `function` of each input of a kind in place of all rows but one; None without such
+    inputs."""
+    replaced = {}
+    for name, values in batch.items():
+        if _is_floating(values) or (kind is np.number and np.issubdtype(values.dtype, kind)):
+            changed = function(values).astype(values.dtype)
+            changed[row] = values[row]
+            replaced[name] = changed
+    return {**batch, **replaced} if replaced else None
+
+
+def _map(batch: Tensors, function: Any) -> Tensors:
+    return {name: function(values) for name, values in batch.items()}
+
+
+def _count(batch: Tensors) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _check_rows(output: np.ndarray, count: int, what: str) -> None:
@@ -103,10 +196,6 @@ def _check_rows(output: np.ndarray, count: int, what: str) -> None:
 
 def _is_floating(values: np.ndarray) -> bool:
     return values.dtype != object and tf.as_dtype(values.dtype).is_floating
-
-
-def _reversed(tensors: Tensors) -> Tensors:
-    return {name: values[::-1] for name, values in tensors.items()}
 
 
 def largest_change(tensors: Tensors, reference: Tensors, rows: slice = slice(None)) -> float:

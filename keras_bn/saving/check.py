@@ -10,13 +10,16 @@ from keras_bn._tensorflow import require_tensorflow
 
 
 @dataclass(frozen=True)
-class Proof:
+class InferenceCheck:
     """What `verify_inference_mode` measured; changes are relative to the largest magnitude in the output.
+
+    It is a check on some examples and not a proof for all.
 
     Attributes:
         signature: the signature that was asked.
-        examples: the number of examples compared.
-        difference: the largest change of an example's output with the examples around it.
+        examples: the number of examples it rests on.
+        requests: the number of requests in which they were asked for.
+        difference: the largest change of an example's output with the rows around it.
         tolerance: the change that rounding explains.
         spread: the largest difference between the outputs of two examples, which is what mixing them up
             costs.
@@ -24,6 +27,7 @@ class Proof:
 
     signature: str
     examples: int
+    requests: int
     difference: float
     tolerance: float
     spread: float
@@ -31,38 +35,44 @@ class Proof:
     def __str__(self) -> str:
         """One line for a person."""
         return (
-            f"{self.signature}: inference mode. The answers to {self.examples} examples change by "
-            f"{self.difference:.2g} of their scale with the batch around them (rounding explains "
-            f"{self.tolerance:.2g}); between examples they differ by {self.spread:.2g}."
+            f"{self.signature}: in {self.requests} requests no answer depended on the other rows of its "
+            f"request. The answers to {self.examples} examples change by {self.difference:.2g} of their "
+            f"scale with the rows around them (rounding "
+            f"explains {self.tolerance:.2g}); between examples they differ by {self.spread:.2g}."
         )
 
 
 def verify_inference_mode(
     path: str | os.PathLike[str], examples: Any = None, *, signature: str = "serving_default"
-) -> Proof:
-    """Prove that what the SavedModel in `path` answers for an example does not depend on the batch around it.
+) -> InferenceCheck:
+    """Check that what a SavedModel answers for an example does not depend on the other rows of the request.
 
     A model exported in training mode normalizes by the statistics of the request: its answers change with
-    their neighbours, and an example alone is normalized by itself. Here the examples are asked for in one
-    batch, in the same batch again, in reverse order, and alone, and the answers must agree to rounding. Any
-    SavedModel can be checked, whoever wrote it; it is loaded into a session of its own, as TensorFlow
-    Serving does.
+    their neighbours, and an example alone is normalized by itself. Here each of several examples stays in its
+    row while all the others are replaced: by other examples, by themselves on other scales and of the other
+    sign, by copies of it, by constant rows. Where the batch size is open it is also asked for alone and in a
+    request twice as long. The answers must agree to rounding, and the same request must have the same answer
+    twice. Any SavedModel can be checked, whoever wrote it; it is loaded into a session of its own, as
+    TensorFlow Serving does.
+
+    A signature of batch size 1 has no other rows: of it only the second answer is compared.
 
     Args:
         path: the folder with `saved_model.pb`.
-        examples: two or more inputs, an array or a dict of arrays by input name. None makes up four from the
-            types and shapes of the signature: floats of several scales, bytes from 0 to 255, other integers 0
-            or 1 (every embedding has those), 64 for a size left open.
+        examples: two or more inputs, an array or a dict of arrays by input name, of which the first 32 are
+            used. None makes up four, or as many as the signature's batch size, from the types and shapes of
+            the signature: floats of several scales, bytes from 0 to 255, other integers 0 or 1 (every
+            embedding has those), 64 for a size left open.
         signature: the name of the signature to ask.
 
     Raises:
-        KerasBNError: the outputs depend on the batch, change from one call to the next (dropout left on), or
-            are not finite; there is no such SavedModel or signature; or the made-up examples do not fit
-            the model, which then needs `examples`.
+        KerasBNError: the outputs depend on the other rows, change from one call to the next (dropout left
+            on, a state kept), or are not finite; there is no such SavedModel or signature; the made-up
+            examples do not fit the model, which then needs `examples`; or TensorFlow is not installed.
 
     Warns:
         UserWarning: every example has the same output, which no neighbour can be seen to change: the model is
-            saturated, or was never trained. Examples of real inputs make a proof of it.
+            saturated, or was never trained. The check needs examples of real inputs.
     """
     require_tensorflow("keras_bn.verify_inference_mode")
     from keras_bn.saving.batch_independence import check_signature

@@ -14,20 +14,30 @@ COUNT = 4
 _OPEN_SIZE = 64  # survives the five halvings of a usual convolutional network
 
 
-def generated(inputs: Mapping[str, tf.TensorSpec]) -> Iterator[Tensors]:
-    """Yield batches of `COUNT` examples, a second one of larger numbers for models that saturate on the
-    first."""
+def generated(inputs: Mapping[str, tf.TensorSpec], count: int | None = None) -> Iterator[Tensors]:
+    """Yield batches of `count` examples, a second one of larger numbers for models that saturate on the
+    first.
+
+    None is the batch size of the inputs, or `COUNT` if that is open.
+    """
     for name, spec in inputs.items():
         if spec.dtype == tf.string:
             raise KerasBNError(f"input {name!r} takes strings, which cannot be made up; pass examples.")
+    count = count or batch_size(inputs) or COUNT
     for largest in (1.0, 255.0):
         random = np.random.default_rng(0)
-        yield {name: _values(random, spec, largest) for name, spec in inputs.items()}
+        yield {name: _values(random, spec, count, largest) for name, spec in inputs.items()}
 
 
-def _values(random: np.random.Generator, spec: tf.TensorSpec, largest: float) -> np.ndarray:
-    batch, *rest = spec.shape.as_list()
-    shape = (batch or COUNT, *(_OPEN_SIZE if size is None else size for size in rest))
+def batch_size(inputs: Mapping[str, tf.TensorSpec]) -> int | None:
+    """The only batch size that the inputs take, or None."""
+    sizes = (spec.shape[0] for spec in inputs.values() if spec.shape.rank)
+    return next((size for size in sizes if size is not None), None)
+
+
+def _values(random: np.random.Generator, spec: tf.TensorSpec, count: int, largest: float) -> np.ndarray:
+    rest = spec.shape.as_list()[1:] if spec.shape.rank else []
+    shape = (count, *(_OPEN_SIZE if size is None else size for size in rest))
     if spec.dtype.is_floating:
         # Examples of one distribution have nearly equal statistics, which would hide that they are mixed.
         scales = largest * np.geomspace(0.1, 1.0, shape[0]).reshape(-1, *[1] * len(rest))
@@ -37,23 +47,27 @@ def _values(random: np.random.Generator, spec: tf.TensorSpec, largest: float) ->
 
 
 def given(inputs: Mapping[str, tf.TensorSpec], examples: Any) -> Tensors:
-    """Match `examples` to the inputs: a dict of arrays by name, or the array of the only input."""
+    """Match `examples` to the inputs: a dict of arrays by name, or the array of the only input.
+
+    Of more examples than a fixed batch size, that many are taken.
+    """
     named = dict(examples) if isinstance(examples, Mapping) else dict.fromkeys(inputs, examples)
     if named.keys() != inputs.keys() or (len(inputs) > 1 and not isinstance(examples, Mapping)):
         got = ", ".join(examples) if isinstance(examples, Mapping) else "one array"
         raise KerasBNError(f"examples must be given for the inputs {', '.join(inputs)}; got {got}.")
-    matched = {name: _array(name, named[name], spec) for name, spec in inputs.items()}
+    matched = {name: _array(name, named[name], spec, batch_size(inputs)) for name, spec in inputs.items()}
     counts = {name: len(array) for name, array in matched.items()}
     if len(set(counts.values())) > 1:
         raise KerasBNError(f"examples differ in number: {counts}.")
     return matched
 
 
-def _array(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
+def _array(name: str, value: Any, spec: tf.TensorSpec, count: int | None) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError) as error:
         raise KerasBNError(f"examples for input {name!r} are no {spec.dtype.name}: {error}.") from error
+    array = array[:count] if array.ndim else array
     if not spec.shape.is_compatible_with(array.shape):
         raise KerasBNError(
             f"examples for input {name!r} have shape {array.shape}; the model takes {tuple(spec.shape)}."

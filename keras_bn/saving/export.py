@@ -25,7 +25,7 @@ def export(
     warmup: Any = None,
     image_bytes: str | Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> Path:
-    """Write `model` as `base_path/<version>/`, proven to answer in inference mode, and return that folder.
+    """Write `model` as `base_path/<version>/`, checked to answer in inference mode, and return that folder.
 
     The version holds a SavedModel whose `serving_default` signature runs the inference path alone, with a
     dynamic batch dimension. Inputs and outputs are named by the keys where the model takes or returns a dict,
@@ -36,7 +36,7 @@ def export(
     memory, so where the weights are more than 128 MiB the largest of them stay variables.
 
     The version is built in a hidden folder of `base_path`, loaded again as TensorFlow Serving loads it,
-    proven as in `verify_inference_mode`, compared with `model`, and renamed in one step: a server that polls
+    checked as in `verify_inference_mode`, compared with `model`, and renamed in one step: a server that polls
     `base_path` sees a whole version or none. `assets.extra/keras_bn_export.json` in it tells what was
     measured, and what folding did to every layer.
 
@@ -46,7 +46,7 @@ def export(
         version: an integer from 0 up that is not taken, or None for one more than the highest there is.
         fold: absorb BN into its neighbours first (`keras_bn.fold`), which changes outputs by rounding.
             Without it a retrofitted BN stays the identity it is, to the bit.
-        examples: two or more inputs for the proof, as an array or a dict of arrays by input name; made up
+        examples: two or more inputs for the check, as an array or a dict of arrays by input name; made up
             when None, which fails for models that take strings or are particular about their integers.
         warmup: inputs, in the form of `examples`, that the server is to run as one request before the version
             answers (`assets.extra/tf_serving_warmup_requests`); None for one example, the first of `examples`
@@ -59,11 +59,11 @@ def export(
 
     Raises:
         KerasBNError: the model is subclassed or not built; the version is taken or no valid number;
-            `base_path` is a file or cannot be written; the model has no single input of images; or the proof
+            `base_path` is a file or cannot be written; the model has no single input of images; or the check
             failed. No version appears.
 
     Warns:
-        UserWarning: the proof says little, as in `verify_inference_mode`.
+        UserWarning: the check says little, as in `verify_inference_mode`.
 
     >>> import tempfile
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])

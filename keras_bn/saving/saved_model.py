@@ -11,6 +11,7 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
+from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
 from keras_bn.saving.signatures import Signature
 
@@ -94,6 +95,7 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     meta_graph = meta_graph_pb2.MetaGraphDef(graph_def=graph, signature_def=signatures)
     meta_graph.meta_info_def.tags.append(tf.saved_model.SERVING)
     meta_graph.meta_info_def.tensorflow_version = tf.__version__
+    guard(meta_graph)
     saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
     (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
 
@@ -157,3 +159,7 @@ def _write_objects(model: keras.Model, serve: Any, decode: Any | None, folder: P
             lambda image_bytes: serve(decode(image_bytes)), [tf.TensorSpec([None], tf.string, IMAGE_BYTES)]
         )
     tf.saved_model.save(module, str(folder), signatures=signatures)
+    file = folder / "saved_model.pb"
+    saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    guard(saved_model.meta_graphs[0])
+    file.write_bytes(saved_model.SerializeToString())

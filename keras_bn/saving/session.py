@@ -7,29 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
 
 from keras_bn.errors import KerasBNError
-from keras_bn.saving.examples import Tensors
+from keras_bn.saving.examples import Tensors, batch_size
 
 
 @dataclass(frozen=True)
 class Servable:
     """One signature of a loaded SavedModel.
 
-    `inputs` maps names to dtype and shape, `dtypes` are those of every value in the graph, and `run` maps
-    arrays by input name to arrays by output name.
+    `inputs` maps names to dtype and shape, `batch_size` is the only one that the graph takes, or None,
+    `dtypes`
+    are those of every value in the graph, and `run` maps arrays by input name to arrays by output name.
     """
 
     signature: str
     inputs: dict[str, tf.TensorSpec]
+    batch_size: int | None
     dtypes: frozenset[tf.DType]
     run: Callable[[Mapping[str, np.ndarray]], Tensors]
-
-    @property
-    def batch_size(self) -> int | None:
-        """The only batch size that the signature takes, or None."""
-        shapes = [spec.shape for spec in self.inputs.values()]
-        return next((shape[0] for shape in shapes if shape.rank), None)
 
 
 @contextmanager
@@ -54,12 +51,12 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
         def run(inputs: Mapping[str, np.ndarray]) -> Tensors:
             return session.run(fetches, {feeds[name]: value for name, value in inputs.items()})
 
+        inputs, outputs = _specs(definition.inputs), _specs(definition.outputs)
+        # Keras declares an open batch size even where a stateful layer fixes it; the output still tells.
         yield Servable(
             signature,
-            {
-                name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
-                for name, info in sorted(definition.inputs.items())
-            },
+            inputs,
+            batch_size(inputs) or batch_size(outputs),
             _dtypes(meta_graph.graph_def),
             run,
         )
@@ -75,6 +72,13 @@ def _without_deprecation() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _specs(tensors: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, tf.TensorSpec]:
+    return {
+        name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
+        for name, info in sorted(tensors.items())
+    }
 
 
 def _dtypes(graph: tf.compat.v1.GraphDef) -> frozenset[tf.DType]:

@@ -15,8 +15,8 @@ from keras_bn.errors import KerasBNError
 class Signature:
     """What a model computes when it is served.
 
-    `inputs` maps names to specifications with a dynamic batch dimension; `outputs` names what `call`, given
-    the inputs in their order, returns as a list.
+    `inputs` maps names to specifications, whose batch dimension is open unless the model fixes it; `outputs`
+    names what `call`, given the inputs in their order, returns as a list.
     """
 
     inputs: dict[str, tf.TensorSpec]
@@ -57,7 +57,7 @@ def predict_signature(model: keras.Model) -> Signature:
     # What a function of TensorFlow can call an argument; `keras.Model.export` does the same.
     names = [re.sub(r"\W", "_", name, flags=re.ASCII) for name in _names(takes)]
     inputs = {
-        name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name)
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name)
         for name, tensor in zip(_unique(names), keras.tree.flatten(takes), strict=True)
     }
 

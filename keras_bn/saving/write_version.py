@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
 from keras_bn.saving import images, warm_up
-from keras_bn.saving.batch_independence import Proven, largest_change, prove
+from keras_bn.saving.batch_independence import Checked, check, largest_change
 from keras_bn.saving.examples import Tensors, generated, given
 from keras_bn.saving.saved_model import IMAGE_BYTES, SERVING_DEFAULT, SERVING_IMAGE
 from keras_bn.saving.saved_model import write as write_saved_model
@@ -55,18 +55,18 @@ def write_version(
             warm_up.write(folder / EXTRA, requests.items())
         what = f"model {model.name!r}"
         with servable(folder, SERVING_DEFAULT) as served:
-            proven = prove(served, batches, what, made_up=examples is None)
-        proofs = [proven.proof]
+            checked = check(served, batches, what, made_up=examples is None)
+        checks = [checked.check]
         if decoder is not None:
             files = {IMAGE_BYTES: images.made_up(decoder)}
             what_decodes = f"signature {SERVING_IMAGE!r} of {what}"
             with servable(folder, SERVING_IMAGE) as served:
                 # Noise may be all one class; the model behind has been seen to tell its inputs apart.
-                proofs.append(prove(served, [files], what_decodes, warn=False).proof)
+                checks.append(check(served, [files], what_decodes, warn=False).check)
         record = {
             "made_with": {name: installed(name) for name in ("keras-bn", "keras", "tensorflow")},
-            "proofs": [asdict(proof) for proof in proofs],
-            "difference": _difference(signature, proven, what),
+            "checks": [asdict(each) for each in checks],
+            "difference": _difference(signature, checked, what),
             "fold": folded and folded.report.to_dict(),
         }
         (folder / EXTRA / RECORD).write_text(json.dumps(record, indent=2))
@@ -81,12 +81,12 @@ def _warm_up(signature: Signature, examples: Any, warmup: Any, batch: Tensors) -
     return first if examples is not None else {name: np.zeros_like(values) for name, values in first.items()}
 
 
-def _difference(signature: Signature, proven: Proven, what: str) -> float:
+def _difference(signature: Signature, checked: Checked, what: str) -> float:
     """The largest change of an output from the Keras model to the SavedModel, relative to its magnitude."""
-    outputs = signature.call(*(tf.convert_to_tensor(proven.inputs[name]) for name in signature.inputs))
+    outputs = signature.call(*(tf.convert_to_tensor(checked.inputs[name]) for name in signature.inputs))
     expected = {name: output.numpy() for name, output in zip(signature.outputs, outputs, strict=True)}
-    difference = largest_change(proven.outputs, expected)
-    if difference > proven.proof.tolerance:
+    difference = largest_change(checked.outputs, expected)
+    if difference > checked.check.tolerance:
         raise KerasBNError(
             f"{what} answers otherwise once exported, by {difference:.2g} of its largest output; try "
             "fold=False, and report it if that does not help."

@@ -1,4 +1,4 @@
-"""The proof of inference mode, on SavedModels made with and without this package."""
+"""The check of inference mode, on SavedModels made with and without this package."""
 
 import keras
 import numpy as np
@@ -18,10 +18,10 @@ def save(path, call, *specs):
     return path
 
 
-def archive(path, model, training):
+def archive(path, model, training, batch_size=None):
     exported = keras.export.ExportArchive()
     exported.track(model)
-    spec = tf.TensorSpec([None, *model.inputs[0].shape[1:]], tf.float32, name="x")
+    spec = tf.TensorSpec([batch_size, *model.inputs[0].shape[1:]], tf.float32, name="x")
     exported.add_endpoint("serving_default", lambda x: model(x, training=training), [spec])
     exported.write_out(str(path), verbose=False)
     return path
@@ -38,10 +38,10 @@ def normalized(*middle):
 @pytest.mark.parametrize("bn", [layers.BatchNormalization, keras_bn.BatchNormalization])
 def test_tells_inference_from_training(tmp_path, bn):
     model = normalized(bn())
-    proof = keras_bn.verify_inference_mode(archive(tmp_path / "inference", model, training=False))
-    assert proof.difference <= proof.tolerance < proof.spread
-    assert (proof.signature, proof.examples) == ("serving_default", 4)
-    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode: an example's output changes by"):
+    check = keras_bn.verify_inference_mode(archive(tmp_path / "inference", model, training=False))
+    assert check.difference <= check.tolerance < check.spread
+    assert (check.signature, check.examples) == ("serving_default", 4)
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
         keras_bn.verify_inference_mode(archive(tmp_path / "training", model, training=True))
 
 
@@ -68,13 +68,82 @@ def test_dropout_left_on(tmp_path):
 )
 def test_any_dependence_on_the_batch_is_found(tmp_path, call):
     path = save(tmp_path / "m", call, ([None, 3], tf.float32, "x"))
-    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode"):
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
         keras_bn.verify_inference_mode(path)
+
+
+MIXING = {
+    "batch statistics": lambda x: (x - tf.reduce_mean(x, 0)) / (1e-3 + tf.math.reduce_std(x, 0)),
+    "statistics of batch and height": lambda x: x - tf.reduce_mean(x, [0, 1], keepdims=True),
+    "statistics of all axes": lambda x: x - tf.reduce_mean(x),
+    "the batch's variance alone": lambda x: x / (1e-3 + tf.math.reduce_std(x, 0)),
+    "softmax over the batch": lambda x: tf.nn.softmax(x, axis=0),
+    "the batch's maximum": lambda x: x / tf.reduce_max(x),
+    "the batch's largest magnitude": lambda x: x / tf.reduce_max(tf.abs(x), axis=0),
+    "the row before": lambda x: x + 0.01 * tf.roll(x, 1, 0),
+    "the next row's sign": lambda x: x * (1 + 0.1 * tf.sign(tf.roll(x, -1, 0))),
+    "the smallest": lambda x: x + tf.reduce_min(x, axis=0),
+    "the sum of a large batch": lambda x: tf.cumsum(x, 0),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 5])
+@pytest.mark.parametrize("name", MIXING)
+def test_what_mixes_rows_is_found_at_open_and_fixed_batch_sizes(tmp_path, name, batch_size):
+    path = save(tmp_path / "m", MIXING[name], ([batch_size, 4, 3], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match=r"depends on the other rows .* training mode does that"):
+        keras_bn.verify_inference_mode(path)
+
+
+def test_training_mode_of_a_fixed_batch_size(tmp_path):
+    model = normalized(layers.BatchNormalization())
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(archive(tmp_path / "m", model, training=True, batch_size=4))
+
+
+def test_integers_are_replaced_too(tmp_path):
+    def largest_first(x):
+        return tf.cast(x, tf.float32) / tf.cast(tf.reduce_max(x), tf.float32)
+
+    path = save(tmp_path / "m", largest_first, ([3, 4], tf.uint8, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(path)
+
+
+def test_one_example_at_a_time_has_no_other_rows(tmp_path):
+    path = save(tmp_path / "m", lambda x: 2 * x, ([1, 3], tf.float32, "x"))
+    check = keras_bn.verify_inference_mode(path)
+    assert (check.examples, check.difference) == (1, 0.0)
+
+
+def test_values_that_a_model_refuses_are_left_out(tmp_path):
+    def embedded(x):
+        with tf.control_dependencies([tf.debugging.assert_less_equal(tf.abs(x), 1.0)]):
+            return tf.identity(x)
+
+    path = save(tmp_path / "m", embedded, ([None, 3], tf.float32, "x"))
+    examples = np.random.default_rng(0).uniform(-1, 1, (4, 3))
+    assert keras_bn.verify_inference_mode(path, examples).difference == 0.0
+
+
+def test_a_fixed_batch_size_is_kept_and_more_examples_are_cut(tmp_path):
+    path = save(tmp_path / "m", lambda x: 2 * x, ([3, 2], tf.float32, "x"))
+    assert keras_bn.verify_inference_mode(path).examples == 3
+    assert keras_bn.verify_inference_mode(path, np.eye(7, 2)).examples == 3
+
+
+def test_a_state_is_named_as_a_cause(tmp_path):
+    inputs = keras.Input(batch_shape=(3, 5, 2))
+    model = keras.Model(inputs, layers.GRU(4, stateful=True)(inputs))
+    model.export(tmp_path / "m", verbose=False)
+    for examples in (None, np.random.default_rng(0).normal(size=(3, 5, 2))):
+        with pytest.raises(keras_bn.KerasBNError, match="a state is kept from one request to the next"):
+            keras_bn.verify_inference_mode(tmp_path / "m", examples)
 
 
 def test_size_of_the_batch_is_no_neighbour_but_is_found(tmp_path):
     path = save(tmp_path / "m", lambda x: x * tf.cast(tf.shape(x)[0], x.dtype), ([None, 3], tf.float32, "x"))
-    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode"):
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
         keras_bn.verify_inference_mode(path)
 
 
@@ -114,7 +183,7 @@ def test_fixed_batch_size_is_compared_in_order_only(tmp_path):
     path = save(tmp_path / "m", lambda x: x * 2, ([3, 2], tf.float32, "x"))
     assert keras_bn.verify_inference_mode(path).examples == 3
     path = save(tmp_path / "mean", lambda x: x - x[:1], ([3, 2], tf.float32, "x"))
-    with pytest.raises(keras_bn.KerasBNError, match="not in inference mode"):
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
         keras_bn.verify_inference_mode(path)
 
 
