@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bn_serving.local_server import metrics
-from keras_bn_serving.local_server.executor import GraphSession
+from keras_bn_serving.local_server.engines.tensorflow import GraphSession
 from keras_bn_serving.local_server.status import from_exception, require
 from keras_bn_serving.wire.errors import FailedPreconditionError, ServingError
 

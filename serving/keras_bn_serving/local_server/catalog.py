@@ -1,9 +1,12 @@
 """What is to be served: configuration files, and the folders they name, followed as they change."""
 
+import contextlib
 import logging
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
@@ -14,7 +17,13 @@ from tensorflow_serving.config import model_server_config_pb2
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
 from keras_bn_serving.local_server.status import from_exception, require
-from keras_bn_serving.wire.errors import InvalidArgumentError, NotFoundError, ServingError
+from keras_bn_serving.wire.errors import (
+    AbortedError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    ServingError,
+)
 from keras_bn_serving.wire.messages import MESSAGES
 from keras_bn_serving.wire.versions import version_number
 
@@ -80,6 +89,7 @@ class Catalog:
         self._models: Models = {}
         self._polling = threading.Lock()
         self._reloading = threading.Lock()
+        self._reloads = 0
         self._stopped = stopped
 
     def start(self, models: ModelServerConfig) -> None:
@@ -88,19 +98,32 @@ class Catalog:
             self._repeat(self._poll, self._poll_seconds, "folders")
         self.reload(models, "servable(s)")
 
-    def reload(self, models: ModelServerConfig, what: str = "model(s)") -> None:
+    def reload(self, models: ModelServerConfig, what: str = "model(s)", seconds: float = math.inf) -> None:
         """Put `models` in the place of the current configuration; return when the models new in it are up.
 
-        An error if it is refused, and nothing has changed, or a new model (a `what`) could not be loaded.
+        An error if it is refused, and nothing has changed, or a new model (a `what`) could not be loaded. One
+        whose folder is not there may be waited for without end: at most for `seconds`, and until the next
+        reload takes the place of this one.
         """
+        deadline = time.monotonic() + seconds
         with self._reloading:
+            self._reloads += 1
+            number = self._reloads
             checked = check(models)
             self._manager.label({name: dict(model.version_labels) for name, model in checked.items()})
             new = [name for name in checked if name not in self._models]
             self._models = checked
             if self._poll_seconds >= 0:
                 self._poll(fail=self._refuse_empty)
-            failed = self._manager.wait(new, self._stopped.is_set)
+
+        def given_up() -> bool:
+            return self._stopped.is_set() or self._reloads != number or time.monotonic() > deadline
+
+        failed = self._manager.wait(new, given_up)
+        if self._reloads != number:
+            raise AbortedError("Another configuration took the place of this one before its models were up.")
+        if time.monotonic() > deadline:
+            raise DeadlineExceededError("The models of this configuration are not up yet.")
         if failed:
             each = "{{name: %s version: %d} due to error: %s}, "
             errors = "".join(
@@ -111,7 +134,13 @@ class Catalog:
 
     def follow_file(self, path: str, seconds: float) -> None:
         """Read the configuration file again and again, from now on, and reload what it says."""
-        self._repeat(lambda: self.reload(read(path, ModelServerConfig())), seconds, "config file")
+
+        def reload() -> None:
+            # What is not up by the next round is loaded all the same; a wait would keep later edits out.
+            with contextlib.suppress(AbortedError, DeadlineExceededError):
+                self.reload(read(path, ModelServerConfig()), seconds=seconds)
+
+        self._repeat(reload, seconds, "config file")
 
     def _poll(self, fail: bool = False) -> None:
         """Want what the folders hold; one that is missing changes nothing: a mount may be away."""

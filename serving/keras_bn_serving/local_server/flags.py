@@ -69,6 +69,8 @@ class Flags:
     drain_timeout_seconds: int = _flag(30, "[extension] time that requests in flight have after SIGTERM")
     log_requests: bool = _flag(False, "[extension] log one line of JSON for every request")
     enable_admin_endpoints: bool = _flag(False, "[extension] REST also serves /healthz, /readyz and /models")
+    engine: str = _flag("tensorflow", "[extension] what computes: tensorflow, or openvino")
+    engine_precision: str = _flag("float32", "[extension] of an engine's products: float32, or bfloat16")
     ports_file: str = _flag("", "[extension] a port of 0 is chosen; both are written to this file as JSON")
     fail_if_no_model_versions_found: bool = _flag(False, "[extension] do not wait for a first version")
 

@@ -1,6 +1,7 @@
 """The gRPC side: PredictionService and ModelService, health and reflection, on a port and a Unix socket."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -146,7 +147,7 @@ class Services(
     @_answering
     def HandleReloadConfigRequest(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
         require(request.config.WhichOneof("config"), ONLY_LISTS)
-        self._catalog.reload(request.config)
+        self._catalog.reload(request.config, seconds=timeout_ms / 1e3 if timeout_ms else math.inf)
         metric = [{"name": name} for name in request.metric_names]
         return model_management_pb2.ReloadConfigResponse(status={}, metric=metric)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tensorflow_serving.apis import get_model_status_pb2
 
+from keras_bn_serving.local_server import memory
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire.errors import (
@@ -206,7 +207,11 @@ class Manager:
                     unload = version.state == AVAILABLE
                     version.state = UNLOADING if unload else LOADING
                     step = self._unload if unload else self._bring_up
-                    threading.Thread(target=step, args=(name, model, version), daemon=True).start()
+                    try:
+                        threading.Thread(target=step, args=(name, model, version), daemon=True).start()
+                    except RuntimeError as error:  # no thread can be started now; the next tick tries again
+                        version.state = AVAILABLE if unload else START
+                        _log.error("The versions of %s stay as they are for now: %s", name, error)
 
     def _bring_up(self, name: str, model: _Model, version: Version) -> None:
         loaded: Any = None
@@ -234,8 +239,12 @@ class Manager:
     def _unload(self, name: str, model: _Model, version: Version) -> None:
         with self._changed:
             self._changed.wait_for(lambda: version.in_flight == 0)
-        version.loaded.close()
+        try:
+            version.loaded.close()
+        except Exception as error:
+            _log.error("Closing version %d of %s failed: %s", version.number, name, from_exception(error))
         version.loaded = None
+        memory.give_back()
         _log.info("Done unloading servable version {name: %s version: %d}", name, version.number)
         with self._changed:
             version.state, version.may_return = END, True

@@ -8,8 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_bn_serving.local_server import batching, inference, metrics
-from keras_bn_serving.local_server.executor import Executor
+from keras_bn_serving.local_server import batching, engines, inference, metrics
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.inference import Model
 from keras_bn_serving.local_server.status import from_exception, require
@@ -22,13 +21,13 @@ def load(
     name: str,
     path: str,
     flags: Flags,
-    session_config: Any = None,
+    options: engines.Options = engines.Options(),  # noqa: B008 - it is frozen
     parameters: batching.Parameters | None = None,
 ) -> Model:
     """The version in the folder `path`, run in batches if there are `parameters`, and warmed up."""
     started, status = time.perf_counter(), "success"
     try:
-        executor = Executor(path, flags.saved_model_tags.split(","), session_config)
+        engine = engines.load(path, options)
     except Exception as error:
         status = from_exception(error).code
         raise
@@ -36,10 +35,10 @@ def load(
         metrics.LOADS.add(path, status)
         metrics.LOAD_LATENCY.add(path, by=int((time.perf_counter() - started) * 1e6))
     with contextlib.ExitStack() as parts:
-        parts.callback(executor.close)
-        model = Model(name, executor.signatures, executor.run, flags.enable_signature_method_name_check)
+        parts.callback(engine.close)
+        model = Model(name, engine.signatures, engine.run, flags.enable_signature_method_name_check)
         if parameters:
-            batcher = batching.Batcher(executor.run, parameters)
+            batcher = batching.Batcher(engine.run, parameters)
             parts.callback(batcher.close)
             model.run = batcher.run
         if flags.enable_model_warmup:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import tensorflow as tf
 
 from keras_bn_serving import __version__
+from keras_bn_serving.local_server import engines, logs, memory
 from keras_bn_serving.local_server import flags as command_line
-from keras_bn_serving.local_server import logs
 from keras_bn_serving.local_server.batching import Parameters
 from keras_bn_serving.local_server.catalog import BatchingParameters, Catalog, ModelServerConfig, read
 from keras_bn_serving.local_server.flags import Flags
@@ -87,13 +87,18 @@ def _run(arguments: list[str]) -> int:
 def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> None:
     """Load the models, then open the ports; with nothing open if `stop` is set meanwhile."""
     models = _check(flags)
-    session_config, parameters = _session_config(flags), None
+    options = engines.Options(
+        flags.engine, flags.engine_precision, tuple(flags.saved_model_tags.split(",")), _session_config(flags)
+    )
+    engines.check(options)
+    parameters = None
     if flags.enable_batching:
         file = flags.batching_parameters_file
         parameters = Parameters.of(read(file, BatchingParameters())) if file else Parameters()
-    manager = Manager(lambda name, path: load(name, path, flags, session_config, parameters), flags)
+    manager = Manager(lambda name, path: load(name, path, flags, options, parameters), flags)
     parts.callback(lambda: manager.close(flags.drain_timeout_seconds))
     catalog = Catalog(manager, flags, stop)
+    memory.keep_what_is_here()
     catalog.start(models)
     if stop.is_set():
         return

@@ -39,7 +39,8 @@ class Server:
     """A server that was started with `arguments`, on ports of its own unless `bare`; its output is beside
     `folder`.
 
-    `kind` says which: `local`, the real one's `binary`, or the real one that runs already at `host`.
+    `kind` says which: `local`, the same with the engine `openvino`, the real one's `binary`,
+    or the real one that runs already at `host`.
     `command` starts a local one otherwise than by forking.
     """
 
@@ -59,6 +60,8 @@ class Server:
             arguments = [*arguments, f"--port={self._ports[0]}", f"--rest_api_port={self._ports[1]}"]
         elif not bare:
             arguments = [*arguments, "--port=0", f"--ports_file={self._ports_file}"]
+        if kind == "openvino":
+            arguments = [*arguments, "--engine=openvino"]
         self._process: subprocess.Popen | multiprocessing.process.BaseProcess | None = None
         if kind == "host":
             self.host, port, rest_port = REAL_HOST.split(":")

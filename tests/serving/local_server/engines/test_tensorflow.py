@@ -10,24 +10,25 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bn_serving.local_server.executor import Executor
+from keras_bn_serving.local_server.engines.engine import Options
+from keras_bn_serving.local_server.engines.tensorflow import TensorFlow
 from keras_bn_serving.wire.errors import DeadlineExceededError, ServingError
 from tests.serving.golden import make_models
 
 
-def _executor(path: Path) -> Executor:
-    return Executor(str(path / "1"), ["serve"], tf.compat.v1.ConfigProto())
+def _executor(path: Path) -> TensorFlow:
+    return TensorFlow(str(path / "1"), Options(session=tf.compat.v1.ConfigProto()))
 
 
 @pytest.fixture(scope="module")
-def three(models: Path) -> Iterator[Executor]:
+def three(models: Path) -> Iterator[TensorFlow]:
     executor = _executor(models / "three")
     yield executor
     executor.close()
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (0,), (2, 3), (1, 1, 1, 2)])
-def test_shapes_of_the_signature_do_not_bind(three: Executor, shape: tuple[int, ...]) -> None:
+def test_shapes_of_the_signature_do_not_bind(three: TensorFlow, shape: tuple[int, ...]) -> None:
     """The signature says [-1]; the graph adds whatever it is fed, as in tensorflow_model_server."""
     x = np.ones(shape, np.float32)
     (y,) = three.run({"x:0": x}, ["y:0"])
@@ -63,7 +64,7 @@ def test_shapes_of_the_signature_do_not_bind(three: Executor, shape: tuple[int, 
     ],
 )
 def test_errors_are_the_runtime_s(
-    three: Executor, feeds: dict[str, np.ndarray], fetches: list[str], error: str
+    three: TensorFlow, feeds: dict[str, np.ndarray], fetches: list[str], error: str
 ) -> None:
     with pytest.raises(ServingError) as raised:
         three.run(feeds, fetches)

@@ -1,4 +1,4 @@
-"""One loaded SavedModel: a TensorFlow session that runs tensors by name, as tensorflow_model_server does.
+"""TensorFlow as an engine: a session that runs tensors by name, as tensorflow_model_server does.
 
 Nothing is checked against the shapes a signature declares: what the client sends is fed, and the operations
 of the graph have the last word (but for `_fragile_inputs`). `Session.run` would refuse such feeds, so the C
@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session as c_api
 
+from keras_bn_serving.local_server.engines.engine import Options
 from keras_bn_serving.local_server.status import from_exception, require
 from keras_bn_serving.wire.errors import DataLossError, InvalidArgumentError, NotFoundError, with_code
 
@@ -76,17 +77,18 @@ class GraphSession:
         return self._outputs[name]
 
 
-class Executor(GraphSession):
-    """The session of the version in the folder `path`, of the graph whose whole set of tags is `tags`."""
+class TensorFlow(GraphSession):
+    """The session of the version in the folder `path`, of the graph whose whole set of tags is that of
+    `options`."""
 
-    def __init__(self, path: str, tags: Sequence[str], config: tf.compat.v1.ConfigProto | None) -> None:
+    def __init__(self, path: str, options: Options) -> None:
         if not any(os.path.isfile(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
             what = "Specified file path does not appear to contain a SavedModel bundle"
             raise NotFoundError(f"{what} (should have a file called `saved_model.pb`): {path}")
-        super().__init__(config)
+        super().__init__(options.session)
         try:
             with self.session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(self.session, list(tags), path)
+                meta_graph = tf.compat.v1.saved_model.load(self.session, list(options.tags), path)
             self.extend()
         except Exception as error:
             self.close()
@@ -94,7 +96,7 @@ class Executor(GraphSession):
             if type(error) is OSError:
                 raise DataLossError(f"Can't parse {path}/saved_model.pb as binary proto") from None
             if type(error) is RuntimeError:
-                what = f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}"
+                what = f"Could not find meta graph def matching supplied tags: {{ {' '.join(options.tags)} }}"
                 raise NotFoundError(f"{what}. saved_model_cli shows what there is.") from None
             raise
         self.signatures = dict(meta_graph.signature_def)

@@ -1,0 +1,288 @@
+"""OpenVINO as an engine: a SavedModel's signatures compiled for the processor.
+
+What OpenVINO cannot read, or would answer otherwise than TensorFlow (it checks neither indices nor numbers,
+and keeps no state), is left to TensorFlow, as are requests of other shapes than a signature declares: their
+errors are TensorFlow's then. TensorFlow's session is loaded when it is first needed.
+"""
+
+import itertools
+import logging
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import openvino as ov
+from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+
+from keras_bn_serving.local_server.engines.engine import Options
+from keras_bn_serving.local_server.engines.tensorflow import TensorFlow
+from keras_bn_serving.wire.errors import DeadlineExceededError
+
+SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
+_DEFAULT = "serving_default"
+# The plugin for processors computes in these; it would narrow 64-bit numbers.
+_DTYPES = {types_pb2.DT_FLOAT: np.dtype(np.float32), types_pb2.DT_UINT8: np.dtype(np.uint8)}
+_INTEGERS = {types_pb2.DT_INT8, types_pb2.DT_INT16, types_pb2.DT_INT32, types_pb2.DT_INT64}
+_DIVISIONS = {"Div", "FloorDiv", "FloorMod", "Mod", "TruncateDiv", "TruncateMod"}
+_GATHERS = {"Gather", "GatherNd", "GatherV2", "ResourceGather", "ResourceGatherNd"}
+_CHECKS = {"Assert", "CheckNumerics", "CheckNumericsV2"}
+_STATE = ("Assign", "ResourceScatter", "Scatter", "Stack", "TensorArray", "LookupTable", "HashTable")
+_OFTEN = 3  # times a shape must occur before a network is compiled for it alone
+_MOST_SHAPES = 4  # that have a network of their own: each has a copy of the weights
+_MOST_COUNTED = 1000
+_log = logging.getLogger(__name__)
+
+
+class OpenVino:
+    """The version in the folder `path`."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        self._path = path
+        self._options = options
+        self._lock = threading.Lock()
+        self._tensorflow: TensorFlow | None = None
+        self._networks: list[_Network] = []
+        meta_graph = _meta_graph(path, options.tags)
+        if meta_graph is None:  # TensorFlow's loader says what is wrong with it
+            self.signatures = self._fallback().signatures
+            return
+        self.signatures = dict(meta_graph.signature_def)
+        config = {
+            "INFERENCE_PRECISION_HINT": "bf16" if options.precision == "bfloat16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if options.session is not None and options.session.intra_op_parallelism_threads > 0:
+            config["INFERENCE_NUM_THREADS"] = str(options.session.intra_op_parallelism_threads)
+        for key, signature in sorted(self.signatures.items()):
+            if not signature.outputs:
+                continue
+            try:
+                why = _reason_against(meta_graph.graph_def, signature)
+                if not why:
+                    self._networks.append(_Network(_read(path, key), signature, config, key == _DEFAULT))
+            except Exception as error:  # whatever its reader or its compiler stumbles over
+                why = " ".join(str(error).split())[:300]
+            if why:
+                what = "Signature %s of %s is served by TensorFlow, not OpenVINO: %s"
+                _log.warning(what, key, path, why)
+                self._fallback()
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        """As Engine.run."""
+        for network in self._networks:
+            if network.answers(feeds, fetches):
+                try:
+                    return network.run(feeds, fetches, timeout_ms)
+                except RuntimeError as error:  # OpenVINO's only error
+                    _log.warning("TensorFlow answers what OpenVINO did not: %s", " ".join(str(error).split()))
+                    break
+        return self._fallback().run(feeds, fetches, timeout_ms)
+
+    def close(self) -> None:
+        """As Engine.close."""
+        self._networks.clear()
+        if self._tensorflow is not None:
+            self._tensorflow.close()
+
+    def _fallback(self) -> TensorFlow:
+        with self._lock:
+            if self._tensorflow is None:
+                self._tensorflow = TensorFlow(self._path, self._options)
+            return self._tensorflow
+
+
+class _Network:
+    """A signature, compiled for the shapes that occur often, and for any shape when another occurs."""
+
+    def __init__(self, model: ov.Model, signature: SignatureDef, config: dict[str, str], now: bool) -> None:
+        self._model = model
+        self._config = config
+        self._dtypes = {info.name: _DTYPES[info.dtype] for info in signature.inputs.values()}
+        self._shapes = {info.name: _shape(info) for info in signature.inputs.values()}
+        aliases = {info.name: alias for alias, info in signature.inputs.items()}
+        self._inputs = {name: model.input(alias).get_index() for name, alias in aliases.items()}
+        self._outputs = {
+            info.name: model.output(alias).get_index() for alias, info in signature.outputs.items()
+        }
+        # A placeholder may leave open what the signature says.
+        model.reshape({self._inputs[name]: ov.PartialShape(shape) for name, shape in self._shapes.items()})
+        self._lock = threading.Lock()
+        self._seen: Counter[tuple] = Counter()
+        self._any: _Compiled | None = None
+        self._static: dict[tuple, _Compiled] = {}
+        one = {name: [1, *shape[1:]] for name, shape in self._shapes.items()}
+        if now and all(size > 0 for shape in one.values() for size in shape):
+            zeros = {name: np.zeros(shape, self._dtypes[name]) for name, shape in one.items()}
+            self._compile_for(zeros)
+            self.run(zeros, list(self._outputs))
+
+    def answers(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> bool:
+        """Whether it has these inputs, of such shapes, and these outputs."""
+        return (
+            bool(fetches)
+            and feeds.keys() == self._inputs.keys()
+            and all(name in self._outputs for name in fetches)
+            and all(
+                array.dtype == self._dtypes[name]
+                and array.size > 0
+                and len(array.shape) == len(self._shapes[name])
+                and all(
+                    want in (-1, size) for want, size in zip(self._shapes[name], array.shape, strict=True)
+                )
+                for name, array in feeds.items()
+            )
+        )
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
+    ) -> list[np.ndarray]:
+        """As Engine.run, of what it `answers`."""
+        compiled = self._static.get(_key(feeds)) or self._for_any_shape(feeds)
+        inputs = {self._inputs[name]: np.ascontiguousarray(array) for name, array in feeds.items()}
+        return compiled.run(inputs, [self._outputs[name] for name in fetches], timeout_ms)
+
+    def _for_any_shape(self, feeds: Mapping[str, np.ndarray]) -> "_Compiled":
+        key = _key(feeds)
+        with self._lock:
+            if self._any is None:
+                self._any = _Compiled(self._model, self._config)
+            if key in self._seen or len(self._seen) < _MOST_COUNTED:
+                self._seen[key] += 1
+            if self._seen[key] == _OFTEN and len(self._static) < _MOST_SHAPES:
+                shaped = {name: np.empty(array.shape, array.dtype) for name, array in feeds.items()}
+                threading.Thread(target=self._compile_for, args=(shaped,), daemon=True).start()
+            return self._any
+
+    def _compile_for(self, feeds: Mapping[str, np.ndarray]) -> None:
+        model = self._model.clone()
+        model.reshape({self._inputs[name]: list(array.shape) for name, array in feeds.items()})
+        self._static[_key(feeds)] = _Compiled(model, self._config)
+
+
+class _Compiled:
+    """A compiled network, and its requests that are free."""
+
+    def __init__(self, model: ov.Model, config: dict[str, str]) -> None:
+        self._compiled = ov.Core().compile_model(model, "CPU", config)
+        self._free: list[ov.InferRequest] = []
+
+    def run(
+        self, inputs: Mapping[int, np.ndarray], outputs: Sequence[int], timeout_ms: int
+    ) -> list[np.ndarray]:
+        """The outputs at these positions, of inputs by position."""
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        request.start_async(inputs, share_inputs=True)
+        if timeout_ms <= 0:
+            request.wait()
+        elif not request.wait_for(timeout_ms):
+            request.cancel()
+            raise DeadlineExceededError("Timed out waiting for notification")
+        arrays = [np.array(request.get_output_tensor(index).data) for index in outputs]
+        self._free.append(request)
+        return arrays
+
+
+def _key(feeds: Mapping[str, np.ndarray]) -> tuple:
+    return tuple(array.shape for _, array in sorted(feeds.items()))
+
+
+def _shape(info: meta_graph_pb2.TensorInfo) -> list[int]:
+    return [dim.size for dim in info.tensor_shape.dim]
+
+
+def _meta_graph(path: str, tags: Sequence[str]) -> meta_graph_pb2.MetaGraphDef | None:
+    """The graph with these tags; None if there is none, or no file that can be read."""
+    try:
+        with open(os.path.join(path, "saved_model.pb"), "rb") as file:
+            saved = saved_model_pb2.SavedModel.FromString(file.read())
+    except Exception:
+        return None
+    return next((one for one in saved.meta_graphs if {*one.meta_info_def.tags} == {*tags}), None)
+
+
+def _read(path: str, key: str) -> ov.Model:
+    """The network of one signature. OpenVINO reads the default one, so another is put in its place."""
+    if key == _DEFAULT:
+        return ov.Core().read_model(path)
+    with open(os.path.join(path, "saved_model.pb"), "rb") as file:
+        saved = saved_model_pb2.SavedModel.FromString(file.read())
+    for meta_graph in saved.meta_graphs:
+        wanted = meta_graph.signature_def[key]
+        meta_graph.ClearField("signature_def")
+        meta_graph.signature_def[_DEFAULT].CopyFrom(wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "saved_model.pb"), "wb") as file:
+            file.write(saved.SerializeToString())
+        if os.path.isdir(os.path.join(path, "variables")):
+            os.symlink(os.path.abspath(os.path.join(path, "variables")), os.path.join(folder, "variables"))
+        return ov.Core().read_model(folder)
+
+
+def _reason_against(graph: graph_pb2.GraphDef, signature: SignatureDef) -> str:
+    """Why a signature's answers could differ from TensorFlow's; empty if there is no reason."""
+    for alias, info in itertools.chain(signature.inputs.items(), signature.outputs.items()):
+        if info.dtype not in _DTYPES:
+            return f"{alias} is of type {types_pb2.DataType.Name(info.dtype)}"
+    for alias, info in signature.inputs.items():
+        if info.tensor_shape.unknown_rank or not info.HasField("tensor_shape"):
+            return f"{alias} has no declared rank"
+    if not signature.inputs:
+        return "it has no inputs"
+    for node, scope in _reachable(graph, [info.name for info in signature.outputs.values()]):
+        if node.op.startswith(_STATE) or node.op in _CHECKS:
+            return f"it has an operation {node.op}"
+        if node.op in _DIVISIONS and node.attr["T"].type in _INTEGERS:
+            return f"it has an operation {node.op} of integers"
+        if node.op in _GATHERS:
+            indices = scope.get(_node_name(node.input[1]))
+            if indices is None or indices.op != "Const":
+                return f"it has an operation {node.op} with indices that are computed"
+    return ""
+
+
+Scope: TypeAlias = Mapping[str, node_def_pb2.NodeDef]
+
+
+def _reachable(
+    graph: graph_pb2.GraphDef, names: Sequence[str]
+) -> Iterator[tuple[node_def_pb2.NodeDef, Scope]]:
+    """The nodes that compute tensors, each with the nodes beside it by name; functions included."""
+    functions = {one.signature.name: one for one in graph.library.function}
+    scope = {node.name: node for node in graph.node}
+    waiting, seen = [_node_name(name) for name in names], set()
+    called: list[str] = []
+
+    def calls(node: node_def_pb2.NodeDef) -> Iterator[str]:
+        for attribute in node.attr.values():
+            yield from (one.name for one in (attribute.func, *attribute.list.func) if one.name)
+
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and name in scope:
+            seen.add(name)
+            yield scope[name], scope
+            waiting += [_node_name(one) for one in scope[name].input]
+            called += calls(scope[name])
+    done: set[str] = set()
+    while called:
+        name = called.pop()
+        if name not in done and name in functions:
+            done.add(name)
+            inner = {node.name: node for node in functions[name].node_def}
+            for node in inner.values():
+                yield node, inner
+                called += calls(node)
+
+
+def _node_name(name: str) -> str:
+    return name.removeprefix("^").partition(":")[0]
