@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_bn.errors import KerasBNError
 
@@ -174,7 +174,11 @@ def _known_length(data: Any) -> int | None:
 def _is_endless(data: Any) -> bool:
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches is None
-    return isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+    # Where TensorFlow is not even imported there is no data set of its kind.
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None or not isinstance(data, tensorflow.data.Dataset):
+        return False
+    return bool(data.cardinality() == tensorflow.data.INFINITE_CARDINALITY)
 
 
 def _check(model: keras.Model, inputs: Any, index: int) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.linear import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, channel_axis, vector_shape
 from keras_bn.surgery._affine import Affine, Blocked
+
+_BFLOAT16_MAX = (2 - 2**-7) * 2.0**127  # NumPy knows the other types
 
 
 def misplaces_bias(layer: Any, output_shape: tuple[int | None, ...]) -> bool:
@@ -92,7 +93,8 @@ class Linear:
         """
         arrays = [*self.kernels] if self.bias is None else [*self.kernels, self.bias]
         for dtype in (self.layer.variable_dtype, self.layer.compute_dtype):
-            limit, largest = tf.as_dtype(dtype).max, max(np.abs(array).max() for array in arrays)
+            limit = _BFLOAT16_MAX if dtype == "bfloat16" else float(np.finfo(dtype).max)
+            largest = max(np.abs(array).max() for array in arrays)
             if not largest <= limit:
                 raise KerasBNError(
                     f"With BN folded in, the weights of {self.layer.name!r} reach {largest:.3g}, beyond "

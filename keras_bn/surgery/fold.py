@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
@@ -212,5 +211,5 @@ def _difference(model: keras.Model, result: keras.Model) -> float | None:
     )
     try:
         return compare(model, result, noise, tolerance=np.inf)
-    except (ValueError, tf.errors.OpError):  # noise need not make sense to a model
+    except Exception:  # noise need not make sense to a model, and each backend has errors of its own
         return None
