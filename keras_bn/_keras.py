@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.src.backend import get_keras_mask as _get_keras_mask
+from keras.src.backend import set_keras_mask as _set_keras_mask
 from keras.src.backend.common.variables import AutocastScope
 
 # The class of keras.Model(inputs, outputs). keras.Model itself is public, but is also the base of subclassed
@@ -18,12 +20,14 @@ _input = keras.Input((1,), name="input")
 Functional: type[keras.Model] = type(keras.Model(_input, keras.layers.Identity(name="output")(_input)))
 
 
-def flatten_layers(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
-    """A layer and every layer inside it, depth first, each once.
+def flatten_layers(
+    layer: keras.Layer, include_self: bool = True, recursive: bool = True
+) -> list[keras.Layer]:
+    """A layer and every layer inside it, depth first, each once; or those directly inside only.
 
     `keras.Model.layers` is public, but lists the first level only, and layers that are no models have none.
     """
-    return list(layer._flatten_layers(include_self=include_self))
+    return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
 
 
 def graph_of(model: keras.Model) -> Any:
@@ -182,3 +186,16 @@ def rekeyed(optimizer: Any, variables: list[tuple[Any, Any]]) -> dict[str, Any]:
         elif isinstance(value, set) and value and all(key in keys for key in value):
             result[name] = {keys[key] for key in value}
     return result
+
+
+def get_mask(tensor: Any) -> Any:
+    """The mask that Keras hands on with a tensor from layer to layer; None without one.
+
+    There is no public name; `Layer.compute_mask` gives the mask of a single layer's output only.
+    """
+    return _get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Hand on a mask with a tensor, as Keras's layers do."""
+    _set_keras_mask(tensor, mask)

@@ -12,11 +12,11 @@ from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.inspection.layer_report import DataReport, LayerReport
 from keras_bn.inspection.report import InspectionReport
+from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery.fold import plan
-from keras_bn.surgery.graph import Call
-from keras_bn.surgery.normalizations import batch_normalizations, in_training_mode
+from keras_bn.surgery.normalizations import Normalization, batch_normalizations, in_training_mode
 from keras_bn.surgery.observe import Observer
-from keras_bn.surgery.recalibrate import recalibrate
+from keras_bn.surgery.recalibrate import Estimate, statistics_kept
 
 PERCENTILES = (15, 50, 85)  # of the paper's figure 1
 
@@ -73,20 +73,20 @@ def inspect(
 
 
 def _layer_report(
-    call: Call, folds: dict[str, str], in_training: bool, data: DataReport | None
+    call: Normalization, folds: dict[str, str], in_training: bool, data: DataReport | None
 ) -> LayerReport:
     layer = call.layer
-    mean, variance = (np.array(v, float) for v in (layer.moving_mean, layer.moving_variance))
+    mean, variance = (_array(v) for v in (layer.moving_mean, layer.moving_variance))
     return LayerReport(
         layer=call.path,
         kind=type(layer).__name__,
-        shape=tuple(call.node.input_tensors[0].shape),
+        shape=call.shape,
         axis=layer.axis,
         momentum=layer.momentum,
         epsilon=layer.epsilon,
         trainable=layer.trainable,
-        gamma=np.array(layer.gamma, float) if layer.scale else np.ones_like(mean),
-        beta=np.array(layer.beta, float) if layer.center else np.zeros_like(mean),
+        gamma=_array(layer.gamma) if layer.scale else np.ones_like(mean),
+        beta=_array(layer.beta) if layer.center else np.zeros_like(mean),
         mean=mean,
         variance=variance,
         in_training=in_training,
@@ -107,19 +107,18 @@ def _folds(model: keras.Model) -> dict[str, str]:
 def _on_data(model: keras.Model, walked: Any, progress: bool) -> dict[str, DataReport]:
     paths = {call.layer: call.path for call in batch_normalizations(model)}
     example = next(iter(walked))
-    observer = Observer(model, list(paths), example)
-    samples = observer.samples(example)
+    observer = Observer(model, list(paths), example, sampled=True)
     total = getattr(walked, "total", None) or (len(walked) if isinstance(walked, list) else None)
     bar = tqdm(walked, "inspecting", total, unit="batch", disable=not progress)
     result = {}
-    for layer, moments in observer.moments(list(paths), bar).items():
+    for layer, moments in observer.moments(bar).items():
         if not moments.count:
             continue
-        before = samples[layer].astype(float)
-        deviation = np.sqrt(np.array(layer.moving_variance, float) + layer.epsilon)
-        after = (before - np.array(layer.moving_mean, float)) / deviation
-        after = after * (np.array(layer.gamma, float) if layer.scale else 1)
-        after = after + (np.array(layer.beta, float) if layer.center else 0)
+        before = observer.samples[layer].astype(float)
+        deviation = np.sqrt(_array(layer.moving_variance) + layer.epsilon)
+        after = (before - _array(layer.moving_mean)) / deviation
+        after = after * (_array(layer.gamma) if layer.scale else 1)
+        after = after + (_array(layer.beta) if layer.center else 0)
         percentiles = (np.percentile(values, PERCENTILES, axis=0) for values in (before, after))
         result[paths[layer]] = DataReport(moments.count, moments.mean, moments.variance, *percentiles)
     return result
@@ -127,9 +126,15 @@ def _on_data(model: keras.Model, walked: Any, progress: bool) -> dict[str, DataR
 
 def _change(model: keras.Model, walked: Any) -> float:
     """The largest change of an output of the first batch by recalibration, over the largest output."""
-    # In tuples, lest a list of two inputs be taken for (x, y).
-    again = ((inputs,) for inputs in walked)
-    difference = recalibrate(model, again, estimator="batch", progress=False).report.difference
-    outputs = keras.tree.flatten(model(next(iter(walked)), training=False))
-    scale = max(float(np.abs(np.array(output, float)).max()) for output in outputs)
-    return (difference or 0.0) / scale if scale else 0.0
+    example = next(iter(walked))
+    layers = [call.layer for call in batch_normalizations(model)]
+    before = outputs(model, example)
+    with statistics_kept(model):
+        Estimate(model, layers, "batch").run(example, walked)
+        change = difference(model, before, outputs(model, example), tolerance=np.inf)
+    scale = max(float(np.abs(output.astype(float)).max()) for output in before)
+    return change / scale if scale else 0.0
+
+
+def _array(variable: Any) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable), float)

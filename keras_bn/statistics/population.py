@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 from numpy.typing import ArrayLike, NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.exact import ExactSum, product
-from keras_bn.statistics.moments import aligned_mask, reduction_axes
+from keras_bn.statistics.moments import Moments, aligned_mask
 
 
 class PopulationMoments:
@@ -96,6 +97,24 @@ class PopulationMoments:
         self.count += count
         self.batches += 1
 
+    def update_rows(self, counts: ArrayLike, means: ArrayLike, variances: ArrayLike) -> None:
+        """Show it a batch that was reduced row by row elsewhere; see `row_moments`.
+
+        Args:
+            counts: how many values per channel each row had, `(rows, 1)`.
+            means: `(rows, channels)`.
+            variances: `(rows, channels)` or `(1, channels)`, biased.
+        """
+        counts, means, variances = (np.asarray(each, np.float64) for each in (counts, means, variances))
+        total = counts.sum()
+        if not total:
+            return
+        mean = (counts * means).sum(0) / total
+        squares = np.square(means - mean)
+        squares += variances
+        squares *= counts
+        self.update_moments(round(total), mean, squares.sum(0) / total)
+
     def merge(self, other: PopulationMoments) -> None:
         """Add everything that `other` was given."""
         if other.channels != self.channels:
@@ -156,62 +175,71 @@ class PopulationMoments:
             )
 
 
-def device_moments(values: Any, axis: int = -1, mask: Any = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Moments of one batch on the device, eagerly or in a graph, for `PopulationMoments.update_moments`.
+def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
+    """Moments of each row of a batch on the device, on every backend, eagerly or in a compiled function.
 
-    Each row (the last axis but the channels) is reduced in float32 and the rows are merged in float64. A
-    float32 reduction of a whole image batch loses three digits more, a float64 one takes three times as long.
+    A row is what lies along the last axis but the channels. Rows are reduced in float32 where they are, and
+    merged in float64 by `PopulationMoments.update_rows`, or on the device by `merged`. To reduce a whole
+    image batch in float32 loses three digits more; to do it in float64 takes three times as long, where the
+    backend has float64 at all.
 
     Args:
-        values: a floating tensor of rank 2 or more.
+        values: a floating-point tensor of rank 2 or more. One of 16 bits is reduced in float32.
         axis: the channel axis.
-        mask: booleans that fit as in `keras_bn.BatchNormalization`; values under False are left out.
+        mask: booleans that fit as in `keras_bn.BatchNormalization`; values under False are left out, even
+            if they are NaN.
 
     Returns:
-        The count (an int64 scalar), the mean and the biased variance (float64, `(channels,)`); of nothing,
-        the count and the variance are 0.
+        The count `(rows, 1)`, the mean `(rows, channels)` and the biased variance `(rows, channels)`, or
+        `(1, channels)` where all are alike. A row of which the mask leaves nothing has 0 in all of them.
 
     Raises:
         KerasBNError: if the mask does not fit, or differs between channels.
 
-    >>> count, mean, variance = device_moments(np.array([[1.0], [2.0], [6.0]], "float32"))
-    >>> int(count), mean.numpy(), variance.numpy()
+    >>> moments = PopulationMoments(1)
+    >>> moments.update_rows(*row_moments(np.array([[1.0], [2.0], [6.0]], "float32")))
+    >>> moments.count, moments.mean, moments.variance
     (3, array([3.]), array([4.66666667]))
     """
-    values = tf.convert_to_tensor(values)
-    axis %= values.shape.rank
-    if mask is not None:
-        values, axis = _kept(values, axis, tf.convert_to_tensor(mask)), 1
-    rank, channels = values.shape.rank, values.shape[axis]
-    if axis != rank - 1:
-        values = tf.transpose(values, [*reduction_axes(rank, axis), axis])
-    if rank == 2:
-        values = tf.cast(values, tf.float64)
-        count = tf.shape(values, tf.int64)[0]
-        mean = tf.reduce_mean(values, 0)
-        squares = tf.reduce_sum(tf.math.squared_difference(values, mean), 0)
+    values = ops.convert_to_tensor(values)
+    rank = len(values.shape)
+    axis %= rank
+    dtype = "float64" if keras.backend.standardize_dtype(values.dtype) == "float64" else "float32"
+    values = ops.cast(values, dtype)
+    weights = None if mask is None else ops.cast(_common_mask(values, axis, mask), dtype)
+    if rank == 2:  # every value is a row of its own
+        means = values if axis == 1 else ops.transpose(values)
+        if weights is None:
+            return Moments(ops.ones_like(means[:, :1]), means, ops.zeros_like(means[:1]))
+        counts = weights if axis == 1 else ops.transpose(weights)
+        counts = ops.broadcast_to(counts, ops.shape(means[:, :1]))
+        return Moments(counts, ops.where(counts > 0, means, 0), ops.zeros_like(means[:1]))
+    along_row = max(a for a in range(rank) if a != axis)
+    if weights is None:
+        means = ops.mean(values, along_row, keepdims=True)
+        variances = ops.mean(ops.square(values - means), along_row, keepdims=True)
+        counts = ops.ones_like(ops.take(means, [0], axis)) * ops.cast(ops.shape(values)[along_row], dtype)
     else:
-        values = values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
-        rows = tf.reshape(values, [-1, tf.shape(values)[-2], channels])
-        row_means = tf.reduce_mean(rows, 1)
-        within = tf.reduce_sum(tf.math.squared_difference(rows, row_means[:, tf.newaxis]), 1)
-        row_means = tf.cast(row_means, tf.float64)
-        length = tf.shape(rows, tf.int64)[1]
-        count = tf.shape(rows, tf.int64)[0] * length
-        mean = tf.reduce_mean(row_means, 0)
-        between = tf.reduce_sum(tf.math.squared_difference(row_means, mean), 0)
-        squares = tf.reduce_sum(tf.cast(within, tf.float64), 0) + between * tf.cast(length, tf.float64)
-    return count, mean, tf.math.divide_no_nan(squares, tf.cast(count, tf.float64))
+        weights = ops.broadcast_to(weights, ops.shape(ops.take(values, [0], axis)))
+        counts = ops.sum(weights, along_row, keepdims=True)
+        values = ops.where(weights > 0, values, 0)
+        means = ops.sum(values, along_row, keepdims=True) / ops.maximum(counts, 1)
+        squares = ops.where(weights > 0, ops.square(values - means), 0)
+        variances = ops.sum(squares, along_row, keepdims=True) / ops.maximum(counts, 1)
+    return Moments(*(_rows(each, axis) for each in (counts, means, variances)))
 
 
-def _kept(values: tf.Tensor, axis: int, mask: tf.Tensor) -> tf.Tensor:
-    """What the mask leaves, `(count, channels)`."""
-    mask = aligned_mask(mask, tuple(values.shape), axis)
+def _rows(values: Any, axis: int) -> Any:
+    """The channels of `values` last, all other axes as one."""
+    return ops.reshape(ops.moveaxis(values, axis, -1), (-1, values.shape[axis]))
+
+
+def _common_mask(values: Any, axis: int, mask: Any) -> Any:
+    """The mask made to broadcast to the values, of length 1 along the channels."""
+    mask = aligned_mask(ops.convert_to_tensor(mask), tuple(values.shape), axis)
     if mask.shape[axis] != 1:
         raise KerasBNError(
             f"A mask of shape {tuple(mask.shape)} differs between channels (axis {axis}), so they have no "
             "common count; mask examples or positions only."
         )
-    mask = tf.squeeze(mask, axis)
-    values = tf.transpose(values, [*reduction_axes(values.shape.rank, axis), axis])
-    return tf.boolean_mask(values, tf.broadcast_to(mask, tf.shape(values)[:-1]))
+    return mask

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_bn.statistics.population import PopulationMoments
 
@@ -16,6 +17,10 @@ def across_workers(moments: Sequence[PopulationMoments]) -> list[PopulationMomen
     Called by all workers of the strategy in scope, each with its own moments of the same layers in the same
     order; one all-gather. Without a strategy of several workers the moments are returned as they are.
     """
+    if keras.backend.backend() != "tensorflow":
+        return list(moments)
+    import tensorflow as tf
+
     strategy = tf.distribute.get_strategy()
     workers = _worker_count(strategy)
     if workers == 1:
@@ -23,7 +28,7 @@ def across_workers(moments: Sequence[PopulationMoments]) -> list[PopulationMomen
     own = np.concatenate([_row(each) for each in moments])
     local = strategy.num_replicas_in_sync // workers
 
-    def gather() -> tf.Tensor:
+    def gather() -> Any:
         context = tf.distribute.get_replica_context()
         # Each worker counts once, however many devices it has.
         speaks = tf.cast(context.replica_id_in_sync_group % local == 0, tf.float64)
@@ -50,7 +55,7 @@ def _row(moments: PopulationMoments) -> np.ndarray:
     return np.concatenate([[moments.count], moments.mean, moments.variance])
 
 
-def _worker_count(strategy: tf.distribute.Strategy) -> int:
+def _worker_count(strategy: Any) -> int:
     resolver = strategy.cluster_resolver
     cluster = resolver.cluster_spec().as_dict() if resolver else {}
     return max(1, sum(len(cluster.get(job, ())) for job in ("chief", "worker")))

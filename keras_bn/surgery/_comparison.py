@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
+from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
+from keras_bn.surgery._compiled import as_tensor, compiled, without_gradients
 from keras_bn.surgery._state import state_kept
 
 
@@ -25,27 +28,46 @@ def compare(before: keras.Model, after: keras.Model, inputs: Any, tolerance: flo
     Raises:
         KerasBNError: if an output changes by more than that, or is not finite.
     """
+    return difference(before, outputs(before, inputs), outputs(after, inputs), tolerance)
+
+
+def outputs(model: keras.Model, inputs: Any) -> list[NDArray[Any]]:
+    """The outputs of a model at inference on one batch, in a flat list."""
+    leaves = keras.tree.flatten(inputs)
+    tensors = [as_tensor(leaf) for leaf in leaves]
+
+    def run(values: list[Any]) -> list[Any]:
+        return keras.tree.flatten(model(keras.tree.pack_sequence_as(inputs, values), training=False))
+
+    shapes = [() if x is None else tuple(x.shape) for x in tensors]
+    with state_kept(model):
+        try:
+            results = compiled(run, [model], tensors, shapes)(tensors)
+        except Exception:  # it may need more than a trace; what else is wrong it says now
+            results = without_gradients(run)(tensors)
+        return [ops.convert_to_numpy(result) for result in results]
+
+
+def difference(
+    model: keras.Model,
+    before: Sequence[NDArray[Any]],
+    after: Sequence[NDArray[Any]],
+    tolerance: float | None = None,
+) -> float:
+    """As `compare`, of outputs of `model` that were computed before."""
     largest = 0.0
-    pairs = zip(_outputs(before, inputs), _outputs(after, inputs), strict=True)
-    for index, (old, new) in enumerate(pairs):
-        name = before.output_names[index] if hasattr(before, "output_names") else str(index)
-        allowed = tolerance if tolerance is not None else 1e-5 if old.dtype.size >= 4 else 1e-2
-        old, new = (np.asarray(tf.cast(tensor, tf.float64)) for tensor in (old, new))
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        name = model.output_names[index] if hasattr(model, "output_names") else str(index)
+        allowed = tolerance if tolerance is not None else 1e-5 if old.dtype.itemsize >= 4 else 1e-2
+        old, new = old.astype(np.float64), new.astype(np.float64)
         for values, which in ((old, "original"), (new, "new")):
             if not np.isfinite(values).all():
                 raise KerasBNError(f"Output {name!r} of the {which} model is NaN or infinite on this data.")
-        difference, scale = (float(np.abs(values).max(initial=0.0)) for values in (new - old, old))
-        if difference > allowed * scale:
+        change, scale = (float(np.abs(values).max(initial=0.0)) for values in (new - old, old))
+        if change > allowed * scale:
             raise KerasBNError(
-                f"Output {name!r} changed by {difference:.3g}, more than tolerance={allowed:g} of its scale "
+                f"Output {name!r} changed by {change:.3g}, more than tolerance={allowed:g} of its scale "
                 f"{scale:.3g}; nothing was returned. Raise the tolerance only if you can live with that."
             )
-        largest = max(largest, difference)
+        largest = max(largest, change)
     return largest
-
-
-def _outputs(model: keras.Model, inputs: Any) -> list[tf.Tensor]:
-    run = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    # Traced apart from the call, lest TensorFlow warn of a function that is traced anew for every model.
-    with state_kept(model):
-        return keras.tree.flatten(run.get_concrete_function(inputs)(inputs))

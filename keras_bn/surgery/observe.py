@@ -1,197 +1,344 @@
-"""What goes into a model's normalizations: one trace of the model, from which any part can be run.
+"""What goes into a model's normalizations, seen by replacing the `call` of each while the model runs.
 
-Each chosen layer's `call` is replaced while the model is traced, so it works wherever the layer is called: in
-nested models, inside wrappers, several times, with a mask.
+So it works wherever a layer is called: in nested models, in layers of one's own, in wrappers, several times,
+with a mask, and on every backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 from numpy.typing import NDArray
 
+from keras_bn._keras import flatten_layers, get_mask, set_mask
 from keras_bn.data import Batches
 from keras_bn.errors import KerasBNError
-from keras_bn.statistics.moments import reduction_axes
-from keras_bn.statistics.population import PopulationMoments, device_moments
+from keras_bn.statistics.moments import Moments, merged, reduction_axes
+from keras_bn.statistics.population import PopulationMoments, row_moments
+from keras_bn.surgery._compiled import as_tensor, compiled, step_by_step, without_gradients
+from keras_bn.surgery._program import Program, Step, program
 from keras_bn.surgery._state import state_kept
 
-# What a layer gives while it is observed, from the layer, its inputs, and their mean and variance.
-Output: TypeAlias = Callable[[keras.Layer, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# What a layer gives while it is observed, from the layer, its inputs, and their moments row by row.
+Output: TypeAlias = Callable[[keras.Layer, Any, Moments], Any]
+
+# A value of a program while it runs, and the mask that Keras hands on with it.
+Value: TypeAlias = "tuple[Any, Any]"
 
 
 @dataclass(frozen=True)
-class _Site:
-    """One call of one layer: its input and output in the trace, the moments and some values of the input."""
+class Sight:
+    """One call of an observed layer on one batch.
 
+    Attributes:
+        step: the step of the program that the layer was called in.
+        rows: the moments of its inputs, row by row.
+        sample: up to 512 rows of its inputs, `(rows, channels)`; None if not asked for.
+    """
+
+    step: Step
     layer: keras.Layer
-    inputs: tf.Tensor
-    outputs: tf.Tensor
-    moments: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-    sample: tf.Tensor
+    rows: Moments
+    sample: Any = None
 
 
-class Observer:
-    """A model traced at inference with an eye on some of its normalizations.
+class Segment:
+    """Some steps of a program as one function, compiled if it can be.
 
     Args:
-        model: a built model. It is left as it was.
-        layers: the layers to observe, each called at least once; their `axis` is that of the channels.
-        example: one batch of inputs; gives the structure and the dtypes.
-        output: what the observed layers give meanwhile, such as `normalized_by_batch`; None for what they
-            give at inference. All other layers are in inference mode either way.
-
-    Raises:
-        KerasBNError: if a layer runs inside a loop or a function of its own, where its input cannot be had.
+        steps: what to run, in order.
+        observed: what to run after that for the sake of the layers in it alone; what it gives is dropped.
+        layers: the layers to observe.
+        keep: the numbers of the values to return.
+        watch: observe the layers in `steps` too.
+        output: what an observed layer in `steps` gives; None for what it gives at inference.
+        sampled: take samples too.
     """
 
     def __init__(
-        self, model: keras.Model, layers: Sequence[keras.Layer], example: Any, output: Output | None = None
+        self,
+        whole: Program,
+        steps: Sequence[Step],
+        layers: Sequence[keras.Layer],
+        *,
+        observed: Sequence[Step] = (),
+        keep: Sequence[int] = (),
+        watch: bool = False,
+        output: Output | None = None,
+        sampled: bool = False,
     ) -> None:
-        self._model = model
-        self._sites: list[_Site] = []
-        batch = _specification(model, example)
-        signature = tf.nest.flatten(batch, expand_composites=True)
+        self._program, self._steps, self._observed = whole, list(steps), list(observed)
+        self._layers, self._keep = list(layers), list(keep)
+        self._watch, self._output, self._sampled = watch, output, sampled
+        made = {target for step in self._steps for target in step.targets}
+        needed = [n for step in [*self._steps, *self._observed] for n in step.sources] + self._keep
+        self._inputs = list(dict.fromkeys(number for number in needed if number not in made))
+        self._last = {n: i for i, step in enumerate(self._steps) for n in (*step.sources, *step.targets)}
+        self._held = {*self._keep, *(n for step in self._observed for n in step.sources)}
+        self._seen: list[tuple[Step, keras.Layer]] = []
+        self._run: Callable[[list[Any]], Any] | None = None
+        self.stepwise = False
 
-        def run(*inputs: tf.Tensor) -> tf.Tensor:
-            with _replaced_calls(layers, lambda layer, call: self._observing(layer, call, output)):
-                packed = tf.nest.pack_sequence_as(batch, inputs, expand_composites=True)
-                return model(packed, training=False)
+    def __call__(self, values: dict[int, Value]) -> tuple[list[Sight], dict[int, Value]]:
+        """Run on the values of one batch; returns what was seen, and the values to keep."""
+        flat = [each for number in self._inputs for each in values[number]]
+        records, kept = self._first(flat) if self._run is None else self._again(flat)
+        sights = [
+            Sight(step, layer, Moments(*map(_host, rows)), None if sample is None else _host(sample))
+            for (step, layer), (*rows, sample) in zip(self._seen, records, strict=True)
+        ]
+        return sights, {n: (kept[2 * i], kept[2 * i + 1]) for i, n in enumerate(self._keep)}
 
-        self._dtypes = [spec.dtype for spec in signature]
-        self._function = tf.compat.v1.wrap_function(run, signature)
-        self._feeds = self._function.inputs[: len(signature)]
-        for site in self._sites:
-            if site.inputs.graph is not self._function.graph:
-                raise KerasBNError(
-                    f"{site.layer.name!r} runs inside a loop or a tf.function of its own, where its inputs "
-                    "cannot be observed; leave it out with layers=."
-                )
+    def run_step_by_step(self) -> None:
+        """Compile nothing: every value inside every layer can then be seen."""
+        self.stepwise, self._run = True, without_gradients(self._function)
 
-    def levels(self) -> list[list[keras.Layer]]:
-        """The layers in order of dependence: each level's inputs depend on the levels before it alone.
+    def _first(self, flat: list[Any]) -> Any:
+        operations = [step.operation for step in [*self._steps, *self._observed]]
+        try:
+            self._run = compiled(self._function, operations, flat, self._shapes(flat))
+            return self._run(flat)
+        except KerasBNError:
+            raise
+        except Exception:
+            # A loop or a compiled function inside hides its values, or a layer needs more than a trace. What
+            # is wrong with the model itself is raised by the model itself now.
+            self.run_step_by_step()
+            return self._again(flat)
 
-        Raises:
-            KerasBNError: if a layer that is called several times feeds itself.
-        """
-        upstream = self._upstream()
-        level: dict[keras.Layer, int] = {}
-        waiting = dict(upstream)
-        while waiting:
-            ready = [layer for layer, needs in waiting.items() if needs <= level.keys()]
-            if not ready:
-                raise KerasBNError(
-                    f"{next(iter(waiting)).name!r} is called several times and its own output comes back "
-                    f"to it, so no "
-                    "order of the layers is sequential; use estimator='batch'."
-                )
-            for layer in ready:
-                level[layer] = 1 + max((level[other] for other in upstream[layer]), default=-1)
-                del waiting[layer]
-        ordered: list[list[keras.Layer]] = [[] for _ in range(max(level.values(), default=-1) + 1)]
-        for layer, depth in level.items():
-            ordered[depth].append(layer)
-        return ordered
+    def _again(self, flat: list[Any]) -> Any:
+        assert self._run is not None
+        with step_by_step() if self.stepwise else nullcontext():
+            return self._run(flat)
 
-    def moments(
-        self, layers: Sequence[keras.Layer], data: Iterable[Any]
-    ) -> dict[keras.Layer, PopulationMoments]:
-        """The moments of the inputs of `layers` over `data`, pooled over all calls of a layer.
+    def _shapes(self, flat: list[Any]) -> list[tuple[int | None, ...]]:
+        """The shapes of values and masks, with None where another batch may have another length."""
+        result: list[tuple[int | None, ...]] = []
+        for number, value, mask in zip(self._inputs, flat[::2], flat[1::2], strict=True):
+            known, actual = self._program.shapes[number], () if value is None else tuple(value.shape)
+            if known is None or len(known) != len(actual):
+                shape = (None, *actual[1:])
+            else:
+                shape = tuple(a if a == k else None for a, k in zip(actual, known, strict=True))
+            result.append(shape)
+            result.append(() if mask is None else (*shape, *[None] * 9)[: len(mask.shape)])
+        return result
 
-        Only what these layers need is run, and one batch is held at a time. A layer that is never called has
-        no entry.
+    def _function(self, flat: list[Any]) -> tuple[list[Any], list[Any]]:
+        values: dict[int, Any] = {}
+        for number, value, mask in zip(self._inputs, flat[::2], flat[1::2], strict=True):
+            values[number] = value
+            if mask is not None:
+                set_mask(value, mask)
+        self._seen.clear()
+        records: list[Any] = []
+        for index, step in enumerate(self._steps):
+            with self._watching(step, records, self._output) if self._watch else nullcontext():
+                results = step.run([values[number] for number in step.sources])
+            values.update(zip(step.targets, results, strict=True))
+            for number in {*step.sources, *step.targets}:
+                if self._last[number] == index and number not in self._held:
+                    del values[number]
+        for step in self._observed:
+            alone = step.operation in self._layers
+            with self._watching(step, records, _unchanged if alone else None):
+                step.run([values[number] for number in step.sources])
+        kept = [each for n in self._keep for each in (values[n], _mask_of(values[n]))]
+        return records, kept
+
+    @contextmanager
+    def _watching(self, step: Step, records: list[Any], output: Output | None) -> Iterator[None]:
+        inside = {id(layer) for layer in layers_in(step)}
+        layers = [layer for layer in self._layers if id(layer) in inside]
+
+        def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+            def observe(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+                rows = row_moments(inputs, layer.axis, kwargs.get("mask"))
+                self._seen.append((step, layer))
+                records.append([*rows, _sample(inputs, layer.axis) if self._sampled else None])
+                return call(inputs, *args, **kwargs) if output is None else output(layer, inputs, rows)
+
+            return observe
+
+        with _replaced_calls(layers, watched):
+            yield
+
+
+class Observer:
+    """A model with an eye on some of its normalizations, all others being in inference mode.
+
+    Args:
+        model: a built model. It is left as it was.
+        layers: the layers to observe; their `axis` is that of the channels.
+        example: one batch of inputs, in the structure of all.
+        output: what the observed layers give meanwhile, such as `normalized_by_batch`; None for what they
+            give at inference.
+        sampled: keep some of the inputs of every layer, of the first batch, for `samples`.
+
+    Attributes:
+        unseen: why a layer was not observed, by layer, once `moments` was called: it is never called, or
+            where it is called its inputs cannot be seen.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        layers: Sequence[keras.Layer],
+        example: Any,
+        output: Output | None = None,
+        sampled: bool = False,
+    ) -> None:
+        self._model, self._layers = model, list(layers)
+        self._options: dict[str, Any] = {"output": output, "sampled": sampled}
+        self.program = program(model, example)
+        self.unseen: dict[keras.Layer, str] = {}
+        self.samples: dict[keras.Layer, NDArray[np.floating]] = {}
+
+    def moments(self, data: Iterable[Any]) -> dict[keras.Layer, PopulationMoments]:
+        """The moments of the inputs of every layer over `data`, pooled over all calls of a layer.
+
+        One batch is held at a time. Layers that are `unseen` have no entry.
 
         Raises:
             KerasBNError: if the inputs of a layer are not finite.
         """
-        sites = [site for site in self._sites if site.layer in layers]
-        step = self._function.prune(self._feeds, [site.moments for site in sites])
-        result = {site.layer: PopulationMoments(site.moments[1].shape[0]) for site in sites}
+        result: dict[keras.Layer, PopulationMoments] = {}
+        segment = None
         with state_kept(self._model):
             for batch in data:
-                for site, (count, mean, variance) in zip(sites, step(*self._tensors(batch)), strict=True):
-                    _check_finite(site.layer, variance)
-                    result[site.layer].update_moments(int(count), mean.numpy(), variance.numpy())
+                values = inputs_of(self.program, batch)
+                if segment is None:
+                    segment, sights = self._started(values)
+                    self.samples = {s.layer: s.sample for s in sights if s.sample is not None}
+                else:
+                    sights, _ = segment(values)
+                pool(sights, result)
         return result
 
-    def samples(self, batch: Any) -> dict[keras.Layer, NDArray[np.floating]]:
-        """Up to 512 rows of the inputs of every layer, evenly spread over the batch, `(rows, channels)`.
-
-        Of a layer that is called several times they are those of its last call.
-        """
-        step = self._function.prune(self._feeds, [site.sample for site in self._sites])
+    def order(self, batch: Any) -> dict[Step, list[keras.Layer]]:
+        """The observed layers that each step of the program calls, in the order of the calls."""
+        result: dict[Step, list[keras.Layer]] = {}
+        steps = self.program.steps
+        observed = {id(layer) for layer in self._layers}
+        inside = {step: [x for x in layers_in(step) if id(x) in observed] for step in steps}
+        if all(layers in ([], [step.operation]) for step, layers in inside.items()):
+            return {step: layers for step, layers in inside.items() if layers}
         with state_kept(self._model):
-            values = step(*self._tensors(batch))
-        return {site.layer: value.numpy() for site, value in zip(self._sites, values, strict=True)}
-
-    def _tensors(self, batch: Any) -> list[tf.Tensor]:
-        leaves = tf.nest.flatten(batch, expand_composites=True)
-        return [tf.convert_to_tensor(x, dtype) for x, dtype in zip(leaves, self._dtypes, strict=True)]
-
-    def _observing(
-        self, layer: keras.Layer, call: Callable[..., Any], output: Output | None
-    ) -> Callable[..., Any]:
-        def observe(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-            inputs = tf.identity(inputs)
-            moments = device_moments(inputs, layer.axis, mask)
-            given = output(layer, inputs, *moments[1:]) if output else call(inputs, training=training)
-            outputs = tf.identity(given)
-            self._sites.append(_Site(layer, inputs, outputs, moments, _sample(inputs, layer.axis)))
-            return outputs
-
-        return observe
-
-    def _upstream(self) -> dict[keras.Layer, set[keras.Layer]]:
-        """For every layer the observed layers its inputs depend on."""
-        outputs = {site.outputs.op: site.layer for site in self._sites}
-        behind: dict[Any, frozenset[keras.Layer]] = {}
-        for op in self._function.graph.get_operations():  # in the order of creation, so inputs come first
-            behind[op] = frozenset().union(*(behind[tensor.op] for tensor in op.inputs))
-            if op in outputs:
-                behind[op] |= {outputs[op]}
-        result: dict[keras.Layer, set[keras.Layer]] = {}
-        for site in self._sites:
-            result.setdefault(site.layer, set()).update(behind[site.inputs.op])
+            _, sights = self._started(inputs_of(self.program, batch))
+        for sight in sights:
+            result.setdefault(sight.step, []).append(sight.layer)
         return result
 
+    def _started(self, values: dict[int, Value]) -> tuple[Segment, list[Sight]]:
+        """The segment that observes all layers that can be, and what it saw of a first batch."""
+        try:
+            segment = self._segment(self._layers)
+            sights, _ = segment(values)
+        except KerasBNError:
+            raise
+        except Exception:
+            self._set_aside(values)
+            segment = self._segment([layer for layer in self._layers if layer not in self.unseen])
+            sights, _ = segment(values)
+        seen = {id(sight.layer) for sight in sights}
+        missing = [x for x in self._layers if id(x) not in seen and x not in self.unseen]
+        if missing and not segment.stepwise and keras.backend.backend() != "torch":
+            # What a compiled function calls that was compiled before shows itself step by step only.
+            patient = self._segment([layer for layer in self._layers if layer not in self.unseen])
+            patient.run_step_by_step()
+            again, _ = patient(values)
+            if len({id(sight.layer) for sight in again}) > len(seen):
+                segment, sights = patient, again
+                seen = {id(sight.layer) for sight in sights}
+        self.unseen |= {layer: "is never called" for layer in missing if id(layer) not in seen}
+        return segment, sights
 
-def normalized_by_batch(
-    layer: keras.Layer, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
-) -> tf.Tensor:
+    def _segment(self, layers: Sequence[keras.Layer]) -> Segment:
+        wanted = {id(layer) for layer in layers}
+        last = max(
+            (
+                index
+                for index, step in enumerate(self.program.steps)
+                if any(id(layer) in wanted for layer in layers_in(step))
+            ),
+            default=-1,
+        )
+        return Segment(self.program, self.program.steps[: last + 1], layers, watch=True, **self._options)
+
+    def _set_aside(self, values: dict[int, Value]) -> None:
+        """Find the layers whose inputs cannot be seen, each step of the program tried on its own."""
+        observed = {id(layer) for layer in self._layers}
+        for step in self.program.steps:
+            layers = [layer for layer in layers_in(step) if id(layer) in observed]
+            plain = Segment(self.program, [step], [], keep=step.targets)
+            plain.run_step_by_step()
+            _, results = plain(values)
+            if layers and layers != [step.operation]:
+                try:
+                    Segment(self.program, [], layers, observed=[step])(values)
+                except Exception:
+                    kind = type(step.operation).__name__
+                    reason = f"is called where {kind} hides its inputs, in a loop or a compiled function"
+                    self.unseen |= dict.fromkeys(layers, reason)
+            values = values | results
+
+
+def layers_in(step: Step) -> list[keras.Layer]:
+    """The layers of a step: the one it calls and all inside that."""
+    return flatten_layers(step.operation) if isinstance(step.operation, keras.Layer) else []
+
+
+def inputs_of(whole: Program, batch: Any) -> dict[int, Value]:
+    """The inputs of a program from one batch of inputs of its model."""
+    leaves = keras.tree.flatten(batch)
+    return {number: (as_tensor(leaf), None) for number, leaf in zip(whole.inputs, leaves, strict=True)}
+
+
+def pool(sights: Iterable[Sight], into: dict[keras.Layer, PopulationMoments]) -> None:
+    """Add what was seen of one batch to the moments of each layer.
+
+    Raises:
+        KerasBNError: if the inputs of a layer are not finite.
+    """
+    for sight in sights:
+        layer, rows = sight.layer, sight.rows
+        moments = into.setdefault(layer, PopulationMoments(rows.mean.shape[-1]))
+        if not (np.isfinite(rows.mean).all() and np.isfinite(rows.variance).all()):
+            raise KerasBNError(
+                f"The inputs of {layer.name!r} are not finite on this data, so they have no statistics; "
+                "check the scale of the data and the weights of the layers before it, or use a wider dtype."
+            )
+        moments.update_rows(*rows)
+
+
+def normalized_by_batch(layer: Any, inputs: Any, rows: Moments) -> Any:
     """What BN gives in training, whichever class the layer is of."""
-    dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    outputs = keras.ops.batch_normalization(
-        tf.cast(inputs, dtype),
-        tf.cast(mean, dtype),
-        tf.cast(variance, dtype),
+    dtype = keras.backend.standardize_dtype(rows.mean.dtype)
+    _, mean, variance = merged(rows)
+    outputs = ops.batch_normalization(
+        ops.cast(inputs, dtype),
+        mean,
+        variance,
         axis=layer.axis,
-        offset=tf.cast(layer.beta, dtype) if layer.center else None,
-        scale=tf.cast(layer.gamma, dtype) if layer.scale else None,
+        offset=ops.cast(layer.beta, dtype) if layer.center else None,
+        scale=ops.cast(layer.gamma, dtype) if layer.scale else None,
         epsilon=layer.epsilon,
     )
-    return tf.cast(outputs, inputs.dtype)
+    return ops.cast(outputs, inputs.dtype)
 
 
 def peek(source: Batches) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and all of them: as often as wanted if they can be walked again."""
+    """The first batch, and all of them: as often as wanted if they can be read again."""
     iterator = iter(source)
     first = next(iterator)
     return first, source if source.reiterable else chain([first], iterator)
-
-
-def _check_finite(layer: keras.Layer, variance: tf.Tensor) -> None:
-    if not np.isfinite(variance).all():
-        raise KerasBNError(
-            f"The inputs of {layer.name!r} are not finite on this data, so they have no statistics; check "
-            "the scale of the data and the weights of the layers before it, or use a wider dtype."
-        )
 
 
 @contextmanager
@@ -206,23 +353,23 @@ def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[
                 del layer.call
 
 
-def _specification(model: keras.Model, example: Any) -> Any:
-    """The structure of a batch of any number of examples."""
-    leaves = [x if tf.is_tensor(x) else tf.convert_to_tensor(x) for x in tf.nest.flatten(example)]
-    declared = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
-    if len(declared) != len(leaves):
-        declared = [()] * len(leaves)
-    specs = []
-    for leaf, shape in zip(leaves, declared, strict=True):
-        if len(shape) != len(leaf.shape):  # not known, or an axis of length 1 that Keras adds
-            shape = (None, *leaf.shape[1:])
-        sparse = isinstance(leaf, tf.SparseTensor)
-        specs.append((tf.SparseTensorSpec if sparse else tf.TensorSpec)(shape, leaf.dtype))
-    return tf.nest.pack_sequence_as(example, specs)
+def _unchanged(layer: keras.Layer, inputs: Any, rows: Moments) -> Any:
+    return inputs
 
 
-def _sample(inputs: tf.Tensor, axis: int, rows: int = 512) -> tf.Tensor:
-    rank = inputs.shape.rank
-    last = tf.transpose(inputs, [*reduction_axes(rank, axis), axis % rank])
-    values = tf.reshape(last, [-1, inputs.shape[axis]])
-    return values[:: tf.maximum(1, tf.shape(values)[0] // rows)][:rows]
+def _mask_of(value: Any) -> Any:
+    return None if value is None else get_mask(value)
+
+
+def _host(value: Any) -> NDArray[np.floating]:
+    return ops.convert_to_numpy(value)
+
+
+def _sample(inputs: Any, axis: int, rows: int = 512) -> Any:
+    """Rows of the inputs, evenly spread over the batch."""
+    rank = len(inputs.shape)
+    last = ops.transpose(inputs, [*reduction_axes(rank, axis), axis % rank])
+    values = ops.reshape(last, (-1, inputs.shape[axis]))
+    count = ops.shape(values)[0]
+    stride = max(1, count // rows) if isinstance(count, int) else ops.maximum(1, count // rows)
+    return values[::stride][:rows]

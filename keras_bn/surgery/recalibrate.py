@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import keras
 import numpy as np
+from keras import ops
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
-from keras_bn.surgery._comparison import compare
+from keras_bn.surgery._checks import check_number
+from keras_bn.surgery._comparison import difference, outputs
+from keras_bn.surgery._sequential import Found, Plan
 from keras_bn.surgery.graph import losses, rewrite
 from keras_bn.surgery.normalizations import averaged_variance, batch_normalizations
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
 
+MEMORY_LIMIT = 2 << 30
+
 
 def recalibrate(
     model: keras.Model,
     data: Any,
+    prior: float = 0,
+    in_place: bool = False,
     *,
     layers: Any = None,
     estimator: Literal["sequential", "batch"] = "sequential",
     batch_size: int | None = None,
     steps: int | None = None,
+    memory_limit: float = MEMORY_LIMIT,
     progress: bool = True,
 ) -> SurgeryResult:
     """Re-estimate the moving mean and variance of BN layers from data, with the weights frozen.
 
-    This is algorithm 2 of Ioffe and Szegedy (1502.03167). It mends a network after training with small
+    This is algorithm 2 of Ioffe and Szegedy (1502.03167). It repairs a network after training with small
     batches or a slow momentum, averaging weights or pruning, and moves one to another domain (AdaBN, Li et
     al., 1603.04779). It needs no labels, and 1 000 to 10 000 examples are usually enough (Wu and Johnson,
     2105.07576). Nothing but the statistics changes, dropout is off, and every value of the data weighs the
@@ -44,12 +54,22 @@ def recalibrate(
 
     - `"sequential"`: they normalize by the population statistics just found for them. So the statistics are
       exactly those of the network as it will be used, and do not depend on how the data is cut into batches.
-      It walks the data once per level of BN layers, running the network up to that level only. A generator is
-      read once and its batches are kept in memory.
-    - `"batch"`: they normalize by the moments of each batch, as in training; this is Precise BN. One walk
-      over the data, but biased by the noise of the batch moments, of relative size 1 / sqrt(values per
+      The data is read once. The network is run in pieces, from one level of BN layers to the next, and the
+      values between two pieces are kept for all of the data, so that each layer runs once per batch.
+    - `"batch"`: they normalize by the moments of each batch, as in training; this is Precise BN. It keeps
+      nothing, but is biased by the noise of the batch moments, of relative size 1 / sqrt(values per
       channel in a batch): negligible at 32 images a batch, harmful at 2. With all data in one batch both
       are the same, but for the layers' m / (m - 1).
+
+    With few examples, mix what they say with what the layers knew. `prior` counts the statistics that a
+    layer has as those of so many values, and merges them with the N values of the data (Chan, Golub and
+    LeVeque, 1979): with w = prior / (prior + N),
+
+        mean = w * old mean + (1 - w) * new mean
+        variance = w * old variance + (1 - w) * new variance + w * (1 - w) * (old mean - new mean)²
+
+    Note that it counts values per channel: an image of 8 by 8 pixels has 64 of them. Schneider et al.
+    (2006.16971) count examples and leave out the last term.
 
     Under a `tf.distribute` strategy of several workers all of them call it, each with its own part of the
     data (one batch at least), and all get the statistics of the whole; `"sequential"` gives the same
@@ -58,18 +78,25 @@ def recalibrate(
     The variance follows each layer's convention: biased for Keras's own, `unbiased_variance` for ours.
 
     Args:
-        model: Functional or Sequential, with Keras's BN layers or ours. It is left as it is, on Ctrl-C too.
-        data: whatever `Model.predict` takes.
-        layers: which BN layers: a pattern of names or paths (`"block1_*"`), a class, a predicate on the
+        model: Any built model with Keras's BN layers or ours, on any backend. It is left as it is, on
+            Ctrl-C too, unless `in_place` is set.
+        data: Whatever `Model.predict` takes.
+        prior: How many values per channel the present statistics count as: 0 replaces them, infinity keeps
+            them.
+        in_place: If True, change the statistics of `model` itself and return it. On an error or Ctrl-C they
+            are set back, to the bit.
+        layers: Which BN layers: a pattern of names or paths (`"block1_*"`), a class, a predicate on the
             layer, or several of these. The others keep their statistics and normalize by them. None: all,
             frozen or not.
         estimator: `"sequential"` or `"batch"`.
-        batch_size: examples per batch of arrays; 32 if None.
-        steps: how many batches to use; None: all.
-        progress: show a progress bar on stderr.
+        batch_size: Examples per batch of arrays; 32 if None.
+        steps: How many batches to use; None: all.
+        memory_limit: How many bytes of values between two levels `"sequential"` keeps in memory; 2 GiB by
+            default. The rest is written to a temporary folder, which is removed at the end.
+        progress: If True, show a progress bar on stderr.
 
     Returns:
-        A new model and a report that says of each layer how far its statistics moved; `report.difference` is
+        The model and a report that says of each layer how far its statistics moved; `report.difference` is
         the largest change of an output on the first batch.
 
     Raises:
@@ -78,47 +105,109 @@ def recalibrate(
     """
     if estimator not in ("sequential", "batch"):
         raise KerasBNError(f"estimator={estimator!r}: it must be 'sequential' or 'batch'.")
-    paths = select(batch_normalizations(model), layers)
+    check_number("prior", prior)
+    check_number("memory_limit", memory_limit)
+    known = batch_normalizations(model)
+    paths = select(known, layers)
     source = batches(model, data, batch_size, steps)
-    result = rewrite(model, lambda call, copy: None)
-    found = batch_normalizations(result)
-    chosen = [call.layer for call in found if call.path in paths]
+    result = model if in_place else rewrite(model, lambda call, copy: None)
+    # Paired by position: a layer without a name of its own has another name in a copy.
+    pairs = [(old.path, new.layer) for old, new in zip(known, batch_normalizations(result), strict=True)]
+    chosen = [layer for path, layer in pairs if path in paths and layer.built]
     example, stream = peek(source)
-    observer = Observer(result, chosen, example, normalized_by_batch if estimator == "batch" else None)
-    levels = observer.levels() if estimator == "sequential" else [chosen]
-    if len(levels) > 1 and not source.reiterable:
-        stream = list(stream)
-    walks = len(levels)
-    outcome: dict[keras.Layer, tuple[str, str]] = {}
-    with tqdm(
-        total=source.total and source.total * walks, desc="recalibrating", unit="batch", disable=not progress
-    ) as bar:
-        for level in levels:
-            found_here = observer.moments(level, _counted(stream, bar))
-            merged = across_workers(list(found_here.values()))
-            for layer, moments in zip(found_here, merged, strict=True):
-                outcome[layer] = _update(layer, moments)
+    with statistics_kept(result, on_error_only=True) if in_place else nullcontext():
+        before = outputs(model, example)
+        estimate = Estimate(result, chosen, estimator, prior, memory_limit)
+        with tqdm(total=source.total, desc="recalibrating", unit="batch", disable=not progress) as bar:
+            estimate.run(example, stream, bar)
+        change = difference(model, before, outputs(result, example), tolerance=np.inf)
+    unseen = {layer: "is never called" for path, layer in pairs if path in paths} | estimate.unseen
     rows = tuple(
-        Row(call.path, type(call.layer).__name__, *outcome.get(call.layer, ("left alone", "not chosen")))
-        for call in found
+        Row(
+            path,
+            type(layer).__name__,
+            *estimate.outcome.get(layer, ("left alone", unseen.get(layer, "not chosen"))),
+        )
+        for path, layer in pairs
     )
-    notes = (f"{estimator} estimator, {walks} walk{'s' * (walks > 1)} over the data", *losses(model, result))
-    difference = compare(model, result, example, tolerance=np.inf)
-    return SurgeryResult(result, Report("recalibrate", rows, difference, notes))
+    notes = (estimate.note, *(() if in_place else losses(model, result)))
+    return SurgeryResult(result, Report("recalibrate", rows, change, notes))
 
 
-def _counted(stream: Iterable[Any], bar: tqdm) -> Iterable[Any]:
-    for batch in stream:
-        yield batch
-        bar.update()
+class Estimate:
+    """New statistics for layers of a model, set in the model itself.
+
+    Attributes:
+        outcome: what became of every layer that was recalibrated: the action, and what came of it.
+        unseen: why the inputs of a layer were not seen.
+        note: how it was done.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        layers: list[keras.Layer],
+        estimator: str,
+        prior: float = 0,
+        memory_limit: float = MEMORY_LIMIT,
+    ) -> None:
+        self.outcome: dict[keras.Layer, tuple[str, str]] = {}
+        self.unseen: dict[keras.Layer, str] = {}
+        self.note = f"{estimator} estimator"
+        self._model, self._layers, self._estimator = model, layers, estimator
+        self._prior, self._memory_limit = prior, memory_limit
+
+    def run(self, example: Any, data: Iterable[Any], bar: tqdm | None = None) -> None:
+        """Find the statistics over `data`, of which `example` is one batch, and set them."""
+        bar = tqdm(disable=True) if bar is None else bar
+        if self._estimator == "batch":
+            observer = Observer(self._model, self._layers, example, normalized_by_batch)
+            self._set(observer.moments(_each_followed_by(bar.update, data)))
+        else:
+            observer = Observer(self._model, self._layers, example)
+            plan = Plan(observer.program, observer.order(example))
+            self.note += f", {len(plan.levels)} level{'s' * (len(plan.levels) > 1)} of layers"
+            bar.total = bar.total and bar.total * plan.stages
+            plan.run(data, self._set, self._memory_limit, bar.update)
+        self.unseen |= observer.unseen
+
+    def _set(self, found: Found) -> None:
+        merged = across_workers(list(found.values()))
+        for layer, moments in zip(found, merged, strict=True):
+            self.outcome[layer] = _update(layer, moments, self._prior)
 
 
-def _update(layer: keras.Layer, moments: PopulationMoments) -> tuple[str, str]:
+@contextmanager
+def statistics_kept(model: keras.Model, on_error_only: bool = False) -> Iterator[None]:
+    """After the block, however it is left, the statistics of all BN layers are what they were, to the bit."""
+    found = [each.layer for each in batch_normalizations(model)]
+    kept = [(v, np.array(ops.convert_to_numpy(v))) for layer in found for v in layer.non_trainable_variables]
+    done = False
+    try:
+        yield
+        done = on_error_only
+    finally:
+        for variable, value in () if done else kept:
+            variable.assign(value)
+
+
+def _each_followed_by(done: Callable[[], Any], data: Iterable[Any]) -> Iterator[Any]:
+    for each in data:
+        yield each
+        done()
+
+
+def _update(layer: keras.Layer, moments: PopulationMoments, prior: float) -> tuple[str, str]:
     """Give a layer its new statistics; returns the action and what came of it."""
     if not moments.count:
         return "left alone", "the mask leaves no value"
+    old_mean, old_variance = (_array(v) for v in (layer.moving_mean, layer.moving_variance))
     mean, variance = moments.mean, averaged_variance(layer, moments)
-    old_mean, old_variance = (np.array(v, float) for v in (layer.moving_mean, layer.moving_variance))
+    if prior:
+        share = 1.0 if np.isinf(prior) else prior / (prior + moments.count)
+        apart = share * (1 - share) * (old_mean - mean) ** 2
+        mean = share * old_mean + (1 - share) * mean
+        variance = share * old_variance + (1 - share) * variance + apart
     layer.moving_mean.assign(mean)
     layer.moving_variance.assign(variance)
     if getattr(layer, "renorm", False):  # Keras's layer keeps apart what it renormalizes to in training
@@ -130,3 +219,7 @@ def _update(layer: keras.Layer, moments: PopulationMoments) -> tuple[str, str]:
         f"{moments.count} values per channel; mean moved by up to {shift.max():.2g} deviations, variance by "
         f"factors of {ratio.min():.2g} to {ratio.max():.2g}"
     )
+
+
+def _array(variable: Any) -> NDArray[np.float64]:
+    return np.array(ops.convert_to_numpy(variable), np.float64)

@@ -120,7 +120,7 @@ def retrofit(
     )
     bar = tqdm(stream, "calibrating", source.total, unit="batch", disable=not progress)
     rows = [*left_alone, *insertion.rows]
-    for new, moments in observer.moments(list(inserted), bar).items():
+    for new, moments in observer.moments(bar).items():
         make_identity(new, biases[new], moments)
         rows.append(identity_row(inserted[new], new, biases[new]))
     check_batch = first_batch if check_data is None else next(iter(batches(model, check_data)))

@@ -1,0 +1,114 @@
+"""A function of tensors run as fast as the backend can, and run step by step where that is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_bn.surgery._state import variables_of
+
+Function = Callable[[list[Any]], Any]
+
+
+def compiled(
+    function: Function, operations: Sequence[Any], example: list[Any], shapes: list[tuple[int | None, ...]]
+) -> Function:
+    """`function`, compiled for the backend at hand: tf.function, jax.jit, or torch without gradients.
+
+    Args:
+        function: of one list of tensors, None in the place of one that is missing. It may return any
+            structure of tensors.
+        operations: the layers it calls. Their variables may be read, and changed, by it.
+        example: the list that it will be called with first.
+        shapes: of the tensors, with None for a length that may vary between calls.
+
+    Raises:
+        Exception: whatever the backend raises where the function cannot be compiled. JAX compiles when the
+            result is first called.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return _tensorflow(function, example, shapes)
+    if backend == "jax":
+        return _jax(function, operations)
+    return without_gradients(function)
+
+
+def as_tensor(leaf: Any) -> Any:
+    """An array or tensor as a tensor of the backend, of its own dtype; what is sparse, or None, as it is."""
+    if leaf is None or not hasattr(leaf, "__array__"):
+        return leaf
+    # PyTorch would make float32 of float64, which JAX has not got unless it is asked for.
+    keep = keras.backend.backend() == "torch" and getattr(leaf, "dtype", None) == "float64"
+    return keras.ops.convert_to_tensor(leaf, dtype="float64" if keep else None)
+
+
+def without_gradients(function: Function) -> Function:
+    """`function` run as it stands, keeping nothing for a gradient."""
+    if keras.backend.backend() != "torch":
+        return function
+    import torch
+
+    return torch.no_grad()(function)
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Loops and compiled functions inside of layers run step by step in Python, where values can be seen."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(before)
+    elif backend == "jax":
+        import jax
+
+        with jax.disable_jit():
+            yield
+    else:
+        yield
+
+
+def _tensorflow(function: Function, example: list[Any], shapes: list[tuple[int | None, ...]]) -> Function:
+    import tensorflow as tf
+
+    def specification(tensor: Any, shape: tuple[int | None, ...]) -> Any:
+        if tensor is None:
+            return None
+        kind = tf.SparseTensorSpec if isinstance(tensor, tf.SparseTensor) else tf.TensorSpec
+        return kind(shape, tensor.dtype)
+
+    traced = tf.function(function, autograph=False)
+    # Traced for any number of examples before it is called, lest a shorter last batch trace it again.
+    traced.get_concrete_function([specification(*pair) for pair in zip(example, shapes, strict=True)])
+    return traced
+
+
+def _jax(function: Function, operations: Sequence[Any]) -> Function:
+    import jax
+
+    variables = list({id(v): v for each in operations for v in variables_of(each)}.values())
+
+    def pure(state: list[Any], values: list[Any]) -> tuple[Any, dict[int, Any]]:
+        with keras.StatelessScope(state_mapping=list(zip(variables, state, strict=True))) as scope:
+            result = function(values)
+        after = [scope.get_current_value(variable) for variable in variables]
+        return result, {i: new for i, new in enumerate(after) if new is not state[i]}
+
+    jitted = jax.jit(pure)
+
+    def run(values: list[Any]) -> Any:
+        result, changed = jitted([variable.value for variable in variables], values)
+        for index, value in changed.items():
+            variables[index].assign(value)
+        return result
+
+    return run
