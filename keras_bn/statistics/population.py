@@ -216,9 +216,11 @@ def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
         return Moments(counts, ops.where(counts > 0, means, 0), ops.zeros_like(means[:1]))
     along_row = max(a for a in range(rank) if a != axis)
     if weights is None:
-        means = ops.mean(values, along_row, keepdims=True)
-        variances = ops.mean(ops.square(values - means), along_row, keepdims=True)
-        counts = ops.ones_like(ops.take(means, [0], axis)) * ops.cast(ops.shape(values)[along_row], dtype)
+        # Not ops.mean, which computes float64 in float32 on PyTorch.
+        length = ops.cast(ops.shape(values)[along_row], dtype)
+        means = ops.sum(values, along_row, keepdims=True) / length
+        variances = ops.sum(ops.square(values - means), along_row, keepdims=True) / length
+        counts = ops.ones_like(ops.take(means, [0], axis)) * length
     else:
         weights = ops.broadcast_to(weights, ops.shape(ops.take(values, [0], axis)))
         counts = ops.sum(weights, along_row, keepdims=True)

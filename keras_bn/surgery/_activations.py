@@ -70,9 +70,9 @@ class Activations:
                 np.ascontiguousarray(array).tofile(file)
         except OSError as error:
             raise KerasBNError(
-                "The activations between two levels of the model need more than "
-                f"memory_limit={self._limit:g} bytes of memory, and {self._folder.name} has no room for the "
-                f"rest ({error}). Use fewer examples (steps=), set TMPDIR to a larger disk, or use estimator='batch', which keeps none."
+                f"The activations between two levels of the model need more than {self._limit:g} bytes "
+                f"(memory_limit=), and {self._folder.name} has no room for the rest: {error}. Use fewer "
+                "examples (steps=), set TMPDIR to a larger disk, or use estimator='batch', which keeps none."
             ) from error
         return _File(Path(file.name), array.dtype, array.shape)
 
