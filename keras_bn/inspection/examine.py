@@ -14,6 +14,7 @@ from keras_bn.inspection.layer_report import DataReport, LayerReport
 from keras_bn.inspection.report import InspectionReport
 from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery.fold import plan
+from keras_bn.surgery.graph import is_graph
 from keras_bn.surgery.normalizations import Normalization, batch_normalizations, in_training_mode
 from keras_bn.surgery.observe import Observer
 from keras_bn.surgery.recalibrate import Estimate, statistics_kept
@@ -58,7 +59,7 @@ def inspect(
     """
     found = batch_normalizations(model)
     folds = _folds(model)
-    training = in_training_mode(model)
+    training = in_training_mode(model) if is_graph(model) else []
     on_data: dict[str, DataReport] = {}
     change = None
     if data is not None and all(np.isfinite(w).all() for call in found for w in call.layer.get_weights()):

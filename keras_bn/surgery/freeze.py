@@ -16,7 +16,7 @@ from keras_bn.surgery._copying import Copies
 from keras_bn.surgery._joinable import join
 from keras_bn.surgery._noise import change_on_noise
 from keras_bn.surgery.graph import Call, losses, rewrite, walk
-from keras_bn.surgery.normalizations import batch_normalizations, in_training_mode
+from keras_bn.surgery.normalizations import in_training_mode, normalization_calls
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
 
@@ -66,7 +66,7 @@ def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
     >>> [layer.name for layer in unfreeze(result.model).model.layers[:2]]
     ['dense', 'bn']
     """
-    found = batch_normalizations(model)
+    found = normalization_calls(model)
     check_weights(model)
     freezing = _Freezing(model, select(found, layers))
     result = rewrite(model, freezing.edit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -14,7 +14,8 @@ from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.population import PopulationMoments
-from keras_bn.surgery._checks import check_keras_model
+from keras_bn.surgery._checks import check_model
+from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery.graph import Call, calls, is_graph, walk
 
 
@@ -58,47 +59,41 @@ def batch_normalizations(model: keras.Model) -> list[Normalization]:
     """The BN layers of a model in the order of its graph, or of its attributes if it is subclassed.
 
     Those in nested models, and those inside other layers (`TimeDistributed`, custom blocks), are included;
-    the `path` of the latter is `block/bn`. A shared layer is listed once. The order depends on how the model
-    was made alone, so that a model and its copy can be paired by it.
+    the `path` of the latter is `block/bn`. A shared layer is listed once.
 
     Raises:
-        KerasBNError: as for `keras_bn.surgery.graph.calls`, and if there is none.
+        KerasBNError: it is no model, or not built, or has none.
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="bn")])
     >>> [found.path for found in batch_normalizations(model)]
     ['bn']
     """
-    check_keras_model(model)
-    if isinstance(model, keras.Sequential) or is_graph(model):
-        found = list(_of_graph(model))
-    else:
-        found = list(_inside(model, ""))
-    first = list({id(each.layer): each for each in reversed(found)}.values())[::-1]
-    if not first:
+    check_model(model)
+    found = [Normalization(x, path) for path, x in layers_in(model) if is_batch_normalization(x)]
+    if not found:
         raise KerasBNError(f"Model {model.name!r} has no batch normalization layer.")
-    return first
+    return found
 
 
-def _of_graph(model: keras.Model) -> Iterator[Normalization]:
+def normalization_calls(model: keras.Model) -> list[Call]:
+    """As `batch_normalizations`, of a Functional or Sequential model, with the call in its graph for each.
+
+    For a layer inside another layer that is the call of the outermost one.
+
+    Raises:
+        KerasBNError: as for `keras_bn.surgery.graph.calls`, and if there is none.
+    """
+    found: dict[int, Call] = {}
     for call in walk(model):
         if is_graph(call.layer) or not isinstance(call.layer, keras.Layer):
             continue
-        inside = list(_inside(call.layer, call.path + "/"))
-        if is_batch_normalization(call.layer):
-            inside = [Normalization(call.layer, call.path)]
-        short = [f"{call.path}/{each.layer.name}" for each in inside]
-        for each, path in zip(inside, short, strict=True):
-            is_short = each.layer is not call.layer and short.count(path) == 1
-            yield Normalization(each.layer, path) if is_short else each
-
-
-def _inside(layer: keras.Layer, prefix: str) -> Iterator[Normalization]:
-    for part in flatten_layers(layer, include_self=False, recursive=False):
-        path = f"{prefix}{part.name}"
-        if is_batch_normalization(part):
-            yield Normalization(part, path)
-        else:
-            yield from _inside(part, path + "/")
+        for layer in flatten_layers(call.layer):
+            if is_batch_normalization(layer) and id(layer) not in found:
+                path = call.path if layer is call.layer else f"{call.path}/{layer.name}"
+                found[id(layer)] = replace(call, layer=layer, path=path)
+    if not found:
+        raise KerasBNError(f"Model {model.name!r} has no batch normalization layer.")
+    return list(found.values())
 
 
 def in_training_mode(model: keras.Model) -> list[str]:

@@ -17,9 +17,9 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._checks import check_number
+from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery._sequential import Found, Plan
-from keras_bn.surgery.graph import losses, rewrite
 from keras_bn.surgery.normalizations import averaged_variance, batch_normalizations
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -110,9 +110,9 @@ def recalibrate(
     known = batch_normalizations(model)
     paths = select(known, layers)
     source = batches(model, data, batch_size, steps)
-    result = model if in_place else rewrite(model, lambda call, copy: None)
-    # Paired by position: a layer without a name of its own has another name in a copy.
-    pairs = [(old.path, new.layer) for old, new in zip(known, batch_normalizations(result), strict=True)]
+    clone = None if in_place else Clone(model)
+    result = model if clone is None else clone.model
+    pairs = [(found.path, found.layer if clone is None else clone.of(found.layer)) for found in known]
     chosen = [layer for path, layer in pairs if path in paths and layer.built]
     example, stream = peek(source)
     with statistics_kept(result, on_error_only=True) if in_place else nullcontext():
@@ -130,8 +130,7 @@ def recalibrate(
         )
         for path, layer in pairs
     )
-    notes = (estimate.note, *(() if in_place else losses(model, result)))
-    return SurgeryResult(result, Report("recalibrate", rows, change, notes))
+    return SurgeryResult(result, Report("recalibrate", rows, change, (estimate.note,)))
 
 
 class Estimate:
