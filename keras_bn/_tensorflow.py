@@ -26,12 +26,3 @@ def compiles_with_xla() -> bool:
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
     return not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-
-
-def has_onednn() -> bool:
-    """Whether convolutions on the CPU are oneDNN's; `tf.sysconfig.get_build_info` does not say."""
-    try:
-        from tensorflow.python.util._pywrap_util_port import IsMklEnabled
-    except ImportError:
-        return False
-    return bool(IsMklEnabled())

@@ -45,7 +45,7 @@ class _Watched:
         return (
             np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), np.float64),
             np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), np.float64),
-            0 if seen is None else int(keras.ops.convert_to_numpy(seen)),
+            0 if seen is None else int(np.max(keras.ops.convert_to_numpy(seen))),
         )
 
     def averages_deviation(self) -> bool:

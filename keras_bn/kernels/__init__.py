@@ -1,13 +1,27 @@
-"""Fast paths of the backends, for normalization by the moments of a batch."""
+"""Normalization by the moments of a batch: one contract, and one implementation per backend.
+
+    batch_norm(inputs, gamma, beta, epsilon, axis, mask) -> outputs, moments
+
+`inputs` is a floating-point tensor of rank 2 or more, `gamma` and `beta` have shape (channels,) and the
+dtype of the arithmetic, `axis` is the channel axis, and `mask` is None or what
+`statistics.moments.aligned_mask` returns. The outputs have the shape of the inputs. The `Moments` are those
+of the values under the mask, in gamma's dtype. Gradients go through the outputs to `inputs`, `gamma` and
+`beta`, and not through the moments.
+
+    affine(inputs, scale, offset, axis) -> inputs * scale + offset
+
+computes inference, where `scale` and `offset` have shape (channels,).
+"""
+
+import importlib
 
 import keras
 
-if keras.backend.backend() == "tensorflow":
-    from keras_bn.kernels.tensorflow import batch_norm
+_OWN = ("tensorflow", "jax", "torch")
+_backend = keras.backend.backend()
+_module = importlib.import_module(f"keras_bn.kernels.{_backend if _backend in _OWN else 'general'}")
 
-    AVAILABLE = True
-else:
-    # `keras.ops` is compiled there anyway.
-    AVAILABLE = False
+batch_norm = _module.batch_norm
+affine = _module.affine
 
-__all__ = ["AVAILABLE", "batch_norm"]
+__all__ = ["affine", "batch_norm"]

@@ -1,38 +1,46 @@
 """Batch normalization over the mini-batches of one accumulated batch: CmBN of YOLOv4 (2004.10934)."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_bn.errors import KerasBNError
+from keras_bn.kernels.general import normalized
 from keras_bn.layers.arguments import checked_size
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.statistics.moments import Moments, across_replicas, along, batch_moments, merged
+from keras_bn.statistics import replicas
+from keras_bn.statistics.moments import Moments, batch_moments, merged
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class AccumulatedBatchNormalization(BatchNormalization):
     """Batch normalization by the moments of all mini-batches since the last step of the optimizer.
 
-    For an optimizer with `gradient_accumulation_steps=k`, which lets the weights stand still for k
-    mini-batches: mini-batch j of the k is normalized by the moments of mini-batches 1 to j together, merged
+    It is for an optimizer with `gradient_accumulation_steps=k`, which leaves the weights unchanged for k
+    mini-batches. Mini-batch j of the k is normalized by the moments of mini-batches 1 to j together, merged
     by their counts (cross mini-batch normalization, 2004.10934, figure 4). The gradient goes through the
-    moments of the current mini-batch alone. The population statistics learn once for each k mini-batches,
-    from all of them. Inference is that of `BatchNormalization`.
+    moments of the current mini-batch alone. The population statistics are updated once for every k
+    mini-batches, with the moments of all of them. Inference is that of `BatchNormalization`.
 
-    The trap: the layer counts its own training calls. Give it the optimizer's k, and start training both
-    afresh, or they fall out of step; restored together they stay in step.
+    Note: The layer counts its own training calls. Give it the optimizer's k, and start training both from
+    the beginning, or they get out of step. Restored together they stay in step.
+
+    Under a `tf.distribute` strategy, each replica accumulates its own mini-batches, and the population
+    statistics are the mean over the replicas. With `synchronized=True` all replicas accumulate together.
 
     Args:
-        accumulation_steps: the optimizer's gradient_accumulation_steps, at least 1.
-        **kwargs: as of `BatchNormalization`.
+        accumulation_steps: The optimizer's gradient_accumulation_steps, at least 1.
+        **kwargs: Arguments of `BatchNormalization`.
 
-    Weights, after those of `BatchNormalization`: the count, mean and variance so far, each `(channels,)`, and
-    the number of mini-batches they are of.
+    The weights, after those of `BatchNormalization`, are accumulated_count, accumulated_mean and
+    accumulated_variance, each of shape `(channels,)`, and the scalar accumulated_steps, the number of
+    mini-batches so far.
 
     Raises:
-        KerasBNError: accumulation_steps is below 1, or momentum is None.
+        KerasBNError: If accumulation_steps is below 1, or momentum is None.
 
     >>> layer = AccumulatedBatchNormalization(accumulation_steps=2, momentum=0.0)
     >>> for x in ([[1.0], [3.0]], [[5.0], [7.0]]):
@@ -53,42 +61,45 @@ class AccumulatedBatchNormalization(BatchNormalization):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the weights of `BatchNormalization` and those of the accumulated moments."""
         super().build(input_shape)
-        self.accumulated = Moments(
-            *(
-                self.add_statistic(f"accumulated_{name}", (self._channels,), "zeros")
-                for name in Moments._fields
+        with keras.name_scope(self.name, caller=self):
+            self.accumulated = Moments(
+                *(
+                    keras.Variable(
+                        "zeros",
+                        (self._channels,),
+                        dtype=self.statistics_dtype,
+                        trainable=False,
+                        autocast=False,
+                        # Each replica has its own.
+                        aggregation="mean",
+                        synchronization="on_read",
+                        name=f"accumulated_{name}",
+                    )
+                    for name in Moments._fields
+                )
             )
-        )
-        self.accumulated_steps = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int32",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="accumulated_steps",
-        )
+        self.accumulated_steps = self._add_counter("accumulated_steps")
 
-    def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
-        """Normalize by the moments since the optimizer's last step; return them."""
+    def _normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
+        """Normalize by the moments since the optimizer's last step, and keep them until its next one."""
         x = ops.cast(inputs, self.statistics_dtype)
         current = batch_moments(x, self.axis, mask)
-        if self.synchronized:
-            current = across_replicas(current)
+        if self.synchronized and replicas.exist():
+            current = replicas.together(current)
         current = current._replace(count=ops.broadcast_to(current.count, ops.shape(current.mean)))
-        sets = (ops.stack([old.value, new]) for old, new in zip(self.accumulated, current, strict=True))
-        moments = merged(Moments(*sets))
-        gamma, beta = (along(v, len(x.shape), self.axis) for v in self.affine_weights())
-        return self.normalize(x, moments, self.axis, gamma, beta), moments
-
-    def update_statistics(self, moments: Moments) -> None:
-        """Keep the moments; after the last mini-batch learn from them and forget them."""
+        pairs = zip(self.accumulated, current, strict=True)
+        moments = merged(Moments(*(ops.stack([old.value, new]) for old, new in pairs)))
+        outputs = normalized(x, moments, self.axis, *self._gamma_and_beta(), self.epsilon)
         steps = self.accumulated_steps.value + 1
         done = steps >= self.accumulation_steps
-        # A count of zero leaves the population statistics alone.
-        super().update_statistics(moments._replace(count=ops.where(done, moments.count, 0)))
         for variable, value in zip(self.accumulated, moments, strict=True):
             variable.assign(ops.where(done, 0, ops.stop_gradient(value)))
         self.accumulated_steps.assign(ops.where(done, 0, steps))
+        return outputs, moments._replace(count=ops.where(done, moments.count, 0))
+
+    def _training_state(self) -> list[tuple[keras.Variable, int]]:
+        accumulated = [*self.accumulated, self.accumulated_steps] if self.built else []
+        return [*super()._training_state(), *((variable, 0) for variable in accumulated)]
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""

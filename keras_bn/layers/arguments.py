@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_bn.errors import KerasBNError
+from keras_bn.statistics.moments import reduction_axes
 
 # The gradient has gamma / epsilon in a constant channel, times 0. In float32 that overflows near the smallest
 # normal number, 1.2e-38, and infinity times 0 is NaN; from here on gamma may reach 1e8.
@@ -89,3 +90,40 @@ def checked_schedule(value: Any, argument: str, layer: str, least: float) -> lis
         allowed = f"a finite number of at least {least}, or points (step, number) with increasing steps"
         raise _refuse(layer, argument, value, allowed)
     return [(step, float(number)) for step, number in points]
+
+
+# Arguments of the other layers of this name, with what to do instead.
+_OTHER_ARGUMENTS = {
+    "renorm": "use keras_bn.BatchRenormalization",
+    "renorm_clipping": "use keras_bn.BatchRenormalization, with r_max and d_max",
+    "renorm_momentum": "use keras_bn.BatchRenormalization, which has one momentum",
+    "virtual_batch_size": "use keras_bn.GhostBatchNormalization(virtual_batch_size=...)",
+    "fused": "leave it out; the layer chooses the fastest kernel by itself",
+    "adjustment": "scale and shift the outputs in a layer of your own after this one",
+}
+
+
+def without_other_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments without those of Keras's and tf_keras's layer that say nothing.
+
+    Those layers write their defaults into their configs, which are to load here.
+
+    Raises:
+        KerasBNError: If one of them asks for what another layer does.
+    """
+    if not kwargs.get("renorm") and kwargs.get("renorm_clipping") is None:
+        kwargs = {name: value for name, value in kwargs.items() if name != "renorm_momentum"}
+    for name, advice in _OTHER_ARGUMENTS.items():
+        if kwargs.get(name) not in (None, False):
+            layer = kwargs.get("name") or "BatchNormalization"
+            raise KerasBNError(f"Layer {layer!r}: {name}={kwargs[name]!r} is not an argument; {advice}.")
+    return {name: value for name, value in kwargs.items() if name not in _OTHER_ARGUMENTS}
+
+
+def check_several_values(shape: tuple[int | None, ...], kept: int | tuple[int, ...], layer: str) -> None:
+    """Refuse to train on inputs whose static shape says that each channel has one value."""
+    if all(shape[a] == 1 for a in reduction_axes(len(shape), kept)):
+        raise KerasBNError(
+            f"Layer {layer!r}: inputs of shape {shape} have one value per channel, so there is no "
+            f"variance to normalize by; train on larger batches or set frozen_statistics."
+        )

@@ -1,98 +1,113 @@
 """The batch normalization layer."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import constraints, initializers, ops, regularizers
 
 from keras_bn import kernels
 from keras_bn.errors import KerasBNError
+from keras_bn.kernels.general import normalized
 from keras_bn.layers.arguments import (
+    check_several_values,
     check_unused,
     checked_axis,
     checked_epsilon,
     checked_flag,
     checked_momentum,
+    without_other_arguments,
 )
-from keras_bn.statistics import running
-from keras_bn.statistics.moments import (
-    Moments,
-    across_replicas,
-    aligned_mask,
-    along,
-    batch_moments,
-    reduction_axes,
-)
+from keras_bn.statistics import replicas, running
+from keras_bn.statistics.moments import Moments, aligned_mask, batch_moments
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class BatchNormalization(keras.layers.Layer):
-    """Normalizes each channel, by the batch's moments in training, by the population's at inference.
+    """Normalizes each channel, by the moments of the batch in training and of the population at inference.
 
-    Training, with mean and variance over every axis but `axis` of the batch (Ioffe and Szegedy, 1502.03167,
-    algorithm 1):
+    In training, mean and variance are taken over every axis of the batch but `axis` (Ioffe and Szegedy,
+    1502.03167, algorithm 1):
 
         y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
         moving_mean     = momentum * moving_mean     + (1 - momentum) * mean
         moving_variance = momentum * moving_variance + (1 - momentum) * variance * m / (m - 1)
 
-    Inference, one multiplication and one addition per value:
+    m is the number of values per channel, batch size times positions. At inference, each value takes one
+    multiplication and one addition:
 
         y = x * scale + offset,  scale = gamma / sqrt(moving_variance + epsilon),
                                  offset = beta - moving_mean * scale
 
-    The trap: `trainable = False` also means inference mode, as in Keras. To keep learning gamma and beta on
+    Note: As in Keras, `trainable = False` also means inference mode. To continue training gamma and beta with
     fixed population statistics, set `frozen_statistics = True` instead.
 
-    Rivals: momentum is Keras's, the fraction of the *old* value that is kept; PyTorch's is one minus it. The
-    moving variance is the unbiased one (the paper's section 3.1, PyTorch, the fused layer of tf_keras);
-    `unbiased_variance=False` gives Keras 3's biased one. m counts the values per channel: batch size times
-    positions.
+    Compared with Keras: The moving variance is the unbiased one, as in section 3.1 of the paper, in PyTorch
+    and in the fused layer of tf_keras. `unbiased_variance=False` gives the biased one of Keras 3.
 
-    Weights: gamma, beta, moving_mean and moving_variance, `(channels,)`, as in Keras's layer, and files fit
-    both. The exception is momentum None, with the scalar batches_seen as a fifth: Keras's files load, what
-    they average counting as one batch, but Keras's layer takes no more than `layer.get_weights()[:-1]`.
+    Compared with PyTorch: momentum is Keras's, the fraction of the *old* value that is kept. PyTorch's is one
+    minus it.
+
+    The weights are gamma, beta, moving_mean and moving_variance, of shape `(channels,)`, in that order. They
+    are those of Keras's layer, and weights files fit both layers. With momentum None there is a fifth,
+    batches_seen, of the same shape. Weights saved by Keras load and count as one batch, and Keras's layer
+    takes `layer.get_weights()[:-1]`. The legacy `.h5` format holds the first four only.
 
     Args:
-        axis: the channel axis, any one axis of inputs of rank 2 or more.
-        momentum: in [0, 1), or None for the cumulative average, in which every batch weighs the same.
-        epsilon: added to the variance, in [1e-30, 1e30]: outside, float32 overflows.
-        center: whether there is a beta.
-        scale: whether there is a gamma.
-        beta_initializer: initializer of beta; likewise for the other three weights.
-        gamma_initializer: see beta_initializer.
-        moving_mean_initializer: see beta_initializer.
-        moving_variance_initializer: see beta_initializer.
-        beta_regularizer: regularizer of beta.
-        gamma_regularizer: regularizer of gamma.
-        beta_constraint: constraint on beta.
-        gamma_constraint: constraint on gamma.
-        synchronized: take the moments over the batches of all replicas of a `tf.distribute` strategy, each
-            weighted by its count, also under a mask. TensorFlow only.
-        unbiased_variance: what the moving variance averages.
-        frozen_statistics: normalize by the population statistics in training too, and leave them alone.
-        **kwargs: of every Keras layer, such as name and dtype.
+        axis: Channel axis, any one axis of inputs of rank 2 or more.
+        momentum: Fraction of the moving averages that is kept in each step, in [0, 1). If None, the
+            cumulative average is taken, in which every batch weighs the same.
+        epsilon: Number added to the variance, in [1e-30, 1e30]. Outside of it float32 overflows.
+        center: If True, add a learned offset, beta.
+        scale: If True, multiply by a learned scale, gamma.
+        beta_initializer: Initializer of beta.
+        gamma_initializer: Initializer of gamma.
+        moving_mean_initializer: Initializer of moving_mean.
+        moving_variance_initializer: Initializer of moving_variance.
+        beta_regularizer: Regularizer of beta.
+        gamma_regularizer: Regularizer of gamma.
+        beta_constraint: Constraint on beta.
+        gamma_constraint: Constraint on gamma.
+        synchronized: If True, the moments are those of the batches of all replicas, each weighted by its
+            count, also under a mask. With TensorFlow the replicas are those of a `tf.distribute` strategy,
+            with PyTorch the processes of the default group of `torch.distributed`. With JAX the moments of a
+            sharded batch are those of the whole batch in any case.
+        unbiased_variance: If True, the moving variance averages the unbiased variance of the batches.
+        frozen_statistics: If True, normalize by the population statistics in training too, and do not update
+            them.
+        **kwargs: Arguments of every Keras layer, such as name and dtype.
 
     Call arguments:
-        inputs: floating-point tensor of rank >= 2. 16-bit inputs are normalized with statistics in float32.
-        training: whether to use, and learn from, the moments of this batch.
-        mask: boolean; in training only values under True count for the moments. It broadcasts to the inputs,
-            or has the first of the axes that are not the channels: (batch, time) for (batch, time, channels).
-            All values are normalized, masked or not, and have gradients: a NaN under a mask is one in the
-            outputs and in the gradients of its channel. A batch masked entirely changes no statistics.
+        inputs: Floating-point tensor of rank 2 or more. 16-bit inputs are normalized with statistics in
+            float32.
+        training: If True, normalize by the moments of this batch and update the population statistics.
+        mask: Boolean tensor. In training only values under True count for the moments. It broadcasts to the
+            inputs, or it has the shape `inputs.shape[:-1]`, as in Keras's layer, or it has the first of the
+            axes that are not the channels. All values are normalized, masked or not, and have gradients: a
+            NaN under a mask is one in the outputs and in the gradients of its channel. A batch that is masked
+            entirely changes no statistics.
+
+    Returns:
+        A tensor of the shape of the inputs, in the compute dtype of the layer.
 
     Raises:
-        KerasBNError: (a ValueError) an argument is out of its range; a regularizer or constraint is of a
-            weight that center or scale leaves out (its initializer is ignored); the inputs are not
-            floating-point; the mask does not fit; in training the static shape says that there is a single
-            value per channel, whose variance says nothing. Where only the data says so, the variance is 0
-            and nothing is NaN.
+        KerasBNError: (a ValueError) If an argument is out of its range or belongs to another layer; if a
+            regularizer or constraint is given for a weight that center or scale leaves out; if the inputs are
+            not floating-point; if the mask does not fit; if in training the static shape says that there is
+            a single value per channel, which has no variance. Where only the data says so, the variance is
+            0 and nothing is NaN.
 
     >>> layer = BatchNormalization(momentum=0.0)
     >>> y = layer(np.array([[1.0, 10.0], [3.0, 30.0]], "float32"), training=True)
     >>> np.round(layer.get_weights()[3], 4)  # the unbiased variances
     array([  2., 200.], dtype=float32)
     """
+
+    # Whether the moving variance is updated through an average of sqrt(variance + epsilon).
+    _averages_deviation = False
 
     def __init__(
         self,
@@ -114,7 +129,7 @@ class BatchNormalization(keras.layers.Layer):
         frozen_statistics: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**without_other_arguments(kwargs))
         self.axis = checked_axis(axis, self.name)
         self.momentum = checked_momentum(momentum, self.name)
         self.epsilon = checked_epsilon(epsilon, self.name)
@@ -136,10 +151,10 @@ class BatchNormalization(keras.layers.Layer):
         self.unbiased_variance = checked_flag(unbiased_variance, "unbiased_variance", self.name)
         self.frozen_statistics = checked_flag(frozen_statistics, "frozen_statistics", self.name)
         self.supports_masking = True
-        if self.synchronized and keras.backend.backend() != "tensorflow":
+        if self.synchronized and keras.backend.backend() not in replicas.BACKENDS:
             raise KerasBNError(
-                f"Layer {self.name!r}: synchronized=True needs the TensorFlow backend and its tf.distribute "
-                f"strategies, but the backend is {keras.backend.backend()!r}; leave it False."
+                f"Layer {self.name!r}: synchronized=True needs the TensorFlow, PyTorch or JAX backend, but "
+                f"the backend is {keras.backend.backend()!r}; leave it False."
             )
         self.gamma: Any = None
         self.beta: Any = None
@@ -147,6 +162,10 @@ class BatchNormalization(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the weights gamma, beta, moving_mean, moving_variance and, if cumulative, batches_seen."""
+        channels = self._checked_channels(input_shape)
+        self._add_weights(channels, statistics_shape=(channels,))
+
+    def _checked_channels(self, input_shape: tuple[int | None, ...]) -> int:
         rank = len(input_shape)
         if rank < 2 or not -rank <= self.axis < rank:
             raise KerasBNError(
@@ -160,6 +179,9 @@ class BatchNormalization(keras.layers.Layer):
                 f"shape {tuple(input_shape)}."
             )
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis % rank: channels})
+        return channels
+
+    def _add_weights(self, channels: int, statistics_shape: tuple[int, ...]) -> None:
         self._channels = channels
         if self.scale:
             self.gamma = self._add_vector(
@@ -169,25 +191,23 @@ class BatchNormalization(keras.layers.Layer):
             self.beta = self._add_vector(
                 "beta", self.beta_initializer, self.beta_regularizer, self.beta_constraint
             )
-        shape = self.statistics_shape(channels)
-        self.moving_mean = self.add_statistic("moving_mean", shape, self.moving_mean_initializer)
-        self.moving_variance = self.add_statistic("moving_variance", shape, self.moving_variance_initializer)
-        if self.counts_batches:
-            self.batches_seen = self.add_weight(
-                shape=(),
-                initializer="zeros",
-                dtype="int32",
+        self.moving_mean, self.moving_variance = (
+            self.add_weight(
+                shape=statistics_shape,
+                initializer=initializer,
+                dtype=self.statistics_dtype,
                 trainable=False,
-                aggregation="only_first_replica",
-                name="batches_seen",
+                autocast=False,
+                aggregation="mean",
+                name=name,
             )
-
-    def load_own_variables(self, store: Any) -> None:
-        """Load weights, also those of Keras's layer, which do not count batches: then batches_seen is 1."""
-        if self.batches_seen is not None:
-            # Not 0, with which the next batch would replace what was loaded.
-            store = {str(len(self.variables) - 1): 1, **store}
-        super().load_own_variables(store)
+            for name, initializer in (
+                ("moving_mean", self.moving_mean_initializer),
+                ("moving_variance", self.moving_variance_initializer),
+            )
+        )
+        if self.momentum is None:
+            self.batches_seen = self._add_counter("batches_seen", statistics_shape)
 
     def _add_vector(self, name: str, initializer: Any, regularizer: Any, constraint: Any) -> keras.Variable:
         return self.add_weight(
@@ -200,26 +220,15 @@ class BatchNormalization(keras.layers.Layer):
             name=name,
         )
 
-    def add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
-        """A weight that is not trained; replicas of a `tf.distribute` strategy hold its mean."""
+    def _add_counter(self, name: str, shape: tuple[int, ...] = ()) -> keras.Variable:
         return self.add_weight(
             shape=shape,
-            initializer=initializer,
-            dtype=self.statistics_dtype,
+            initializer="zeros",
+            dtype="int32",
             trainable=False,
-            autocast=False,
-            aggregation="mean",
+            aggregation="only_first_replica",
             name=name,
         )
-
-    def statistics_shape(self, channels: int) -> tuple[int, ...]:
-        """The shape of moving_mean and moving_variance."""
-        return (channels,)
-
-    @property
-    def counts_batches(self) -> bool:
-        """Whether there is a weight batches_seen."""
-        return self.momentum is None
 
     @property
     def statistics_dtype(self) -> str:
@@ -234,69 +243,29 @@ class BatchNormalization(keras.layers.Layer):
         return self.call_inference(inputs)
 
     def call_training(self, inputs: Any, mask: Any = None) -> Any:
-        """Normalize by the moments of this batch and move the population statistics towards them."""
-        self.check_count(tuple(inputs.shape))
+        """Normalize by the moments of this batch and update the population statistics with them."""
+        shape = tuple(inputs.shape)
+        check_several_values(shape, self.axis, self.name)
         if mask is not None:
-            mask = aligned_mask(ops.convert_to_tensor(mask), tuple(inputs.shape), self.axis)
-        outputs, moments = self.normalize_batch(inputs, mask)
-        self.update_statistics(moments)
+            mask = aligned_mask(ops.convert_to_tensor(mask), shape, self.axis)
+        outputs, moments = self._normalize_batch(inputs, mask)
+        self._update_statistics(moments)
         return ops.cast(outputs, self.compute_dtype)
 
-    def call_inference(self, inputs: Any) -> Any:
-        """Normalize by the population statistics; no state is changed."""
-        scale, offset = self.inference_affine()
-        rank = len(inputs.shape)
-        x = ops.cast(inputs, self.statistics_dtype)
-        y = x * along(scale, rank, self.axis) + along(offset, rank, self.axis)
-        return ops.cast(y, self.compute_dtype)
+    def _normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
+        """Normalized inputs, and the moments that the population statistics are updated with.
 
-    def inference_affine(self) -> tuple[Any, Any]:
-        """Scale and offset of inference, two (channels,) tensors: y = x * scale + offset.
-
-        They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
+        This is what variants override. The moments have the shape of moving_mean; where their count is 0,
+        nothing is updated.
         """
-        gamma, beta = self.affine_weights()
-        deviation = ops.sqrt(self.moving_variance + self.epsilon)
-        # The maximum changes no value: it keeps Grappler from replacing gamma / sqrt(v) by gamma * rsqrt(v),
-        # which is not correctly rounded and would move a retrofitted layer off the identity.
-        scale = gamma / ops.maximum(deviation, 1e-30)
-        return scale, beta - self.moving_mean * scale
-
-    def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
-        """Normalized inputs, and the moments that the population statistics are to learn from."""
-        gamma, beta = self.affine_weights()
-        if self.has_kernel:
+        gamma, beta = self._gamma_and_beta()
+        if not (self.synchronized and replicas.exist()):
             return kernels.batch_norm(inputs, gamma, beta, self.epsilon, self.axis, mask)
         x = ops.cast(inputs, self.statistics_dtype)
-        moments = self.moments(x, mask)
-        return self.normalize_by(moments, x, gamma, beta), moments
+        moments = replicas.together(batch_moments(x, self.axis, mask))
+        return normalized(x, moments, self.axis, gamma, beta, self.epsilon), moments
 
-    @property
-    def has_kernel(self) -> bool:
-        """Whether `kernels.batch_norm` stands in for `moments` and `normalize_by`."""
-        return kernels.AVAILABLE and not self.synchronized
-
-    def moments(self, x: Any, mask: Any) -> Moments:
-        """Of the batch, or of all replicas' batches."""
-        moments = batch_moments(x, self.axis, mask)
-        return across_replicas(moments) if self.synchronized else moments
-
-    def normalize_by(self, moments: Moments, x: Any, gamma: Any, beta: Any) -> Any:
-        """x normalized by the moments, gamma and beta of its channels."""
-        gamma, beta = (along(v, len(x.shape), self.axis) for v in (gamma, beta))
-        return self.normalize(x, moments, self.axis, gamma, beta)
-
-    def normalize(self, x: Any, moments: Moments, kept: int | tuple[int, ...], gamma: Any, beta: Any) -> Any:
-        """(x - mean) * gamma / sqrt(variance + epsilon) + beta.
-
-        Mean and variance have the axes `kept` of x; gamma and beta broadcast to x.
-        """
-        mean, deviation = moments.mean, ops.sqrt(moments.variance + self.epsilon)
-        mean, deviation = (along(v, len(x.shape), kept) for v in (mean, deviation))
-        return (x - mean) * (gamma / deviation) + beta
-
-    def update_statistics(self, moments: Moments) -> None:
-        """Move the population statistics towards the batch's."""
+    def _update_statistics(self, moments: Moments) -> None:
         running.update(
             self.moving_mean,
             self.moving_variance,
@@ -304,9 +273,26 @@ class BatchNormalization(keras.layers.Layer):
             self.momentum,
             self.batches_seen,
             self.unbiased_variance,
+            self.epsilon if self._averages_deviation else None,
         )
 
-    def affine_weights(self) -> tuple[Any, Any]:
+    def call_inference(self, inputs: Any) -> Any:
+        """Normalize by the population statistics; no state is changed."""
+        return ops.cast(kernels.affine(inputs, *self.inference_affine(), self.axis), self.compute_dtype)
+
+    def inference_affine(self) -> tuple[Any, Any]:
+        """Scale and offset of inference, two (channels,) tensors: y = x * scale + offset.
+
+        They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
+        """
+        gamma, beta = self._gamma_and_beta()
+        deviation = ops.sqrt(self.moving_variance + self.epsilon)
+        # The maximum changes no value: it keeps Grappler from replacing gamma / sqrt(v) by gamma * rsqrt(v),
+        # which is not correctly rounded and would move a retrofitted layer off the identity.
+        scale = gamma / ops.maximum(deviation, 1e-30)
+        return scale, beta - self.moving_mean * scale
+
+    def _gamma_and_beta(self) -> tuple[Any, Any]:
         """gamma and beta, or ones and zeros where there are none, as tensors of shape (channels,)."""
         shape, dtype = (self._channels,), self.statistics_dtype
         gamma = ops.ones(shape, dtype) if self.gamma is None else self.gamma
@@ -320,13 +306,37 @@ class BatchNormalization(keras.layers.Layer):
                 f"floating-point values can be normalized; cast them first."
             )
 
-    def check_count(self, shape: tuple[int | None, ...]) -> None:
-        """Refuse to train on inputs whose static shape says that each channel has one value."""
-        if all(shape[a] == 1 for a in reduction_axes(len(shape), self.axis)):
-            raise KerasBNError(
-                f"Layer {self.name!r}: inputs of shape {shape} have one value per channel, so there is no "
-                f"variance to normalize by; train on larger batches or set frozen_statistics."
-            )
+    def _training_state(self) -> list[tuple[keras.Variable, int]]:
+        """Weights that Keras's layer lacks, each with its value where a file does not have it."""
+        # Not 0, with which the next batch would replace what was loaded.
+        return [] if self.batches_seen is None else [(self.batches_seen, 1)]
+
+    @property
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        """Those that Keras's layer has too, which are what the legacy `.h5` format holds.
+
+        That format counts weights and offers no other way to load files of Keras's layer.
+        """
+        own = {id(variable) for variable, _ in self._training_state()}
+        return [weight for weight in super().non_trainable_weights if id(weight) not in own]
+
+    def finalize_state(self) -> None:
+        """Keras calls it after loading weights in the legacy `.h5` format."""
+        for variable, value in self._training_state():
+            variable.assign(ops.full(variable.shape, value, variable.dtype))
+
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        """Load weights, also those of Keras's layer, whose averages count as one batch."""
+        missing = {id(variable): value for variable, value in self._training_state()}
+        values = {key: np.asarray(value) for key, value in {**store}.items()}
+        for index, variable in enumerate(self.variables):
+            value = values.get(str(index), missing.get(id(variable)))
+            # Statistics of all rows or channels alike may be stored once.
+            if value is not None and np.ndim(value) < len(variable.shape):
+                value = np.broadcast_to(value, variable.shape)
+            if value is not None:
+                values[str(index)] = value
+        super().load_own_variables(values)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Shape of the inputs, dtype of the computation."""

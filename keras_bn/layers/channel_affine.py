@@ -1,28 +1,31 @@
-"""One multiplication and one addition per value: what is left of BN at inference."""
+"""One multiplication and one addition per value, which is inference of batch normalization."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_bn import kernels
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.arguments import checked_axis
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class ChannelAffine(keras.layers.Layer):
-    """y = x * scale + offset per channel: what `keras_bn.fold` puts for a BN layer it cannot absorb.
+    """Multiplies each channel by a scale and adds an offset: y = x * scale + offset.
 
-    The arithmetic is done in float32 at least, and the result has the layer's compute dtype, as in BN.
+    `keras_bn.fold` replaces BN layers that no other layer can absorb by it. The arithmetic is done in float32
+    at least, and the result has the layer's compute dtype, as in `BatchNormalization`.
 
     Args:
-        axis: the channel axis of inputs of rank 2 or more.
-        **kwargs: of every Keras layer, such as name and dtype.
+        axis: Channel axis of inputs of rank 2 or more.
+        **kwargs: Arguments of every Keras layer, such as name and dtype.
 
-    Weights: scale (ones at first) and offset (zeros), `(channels,)`, in that order.
+    The weights are scale, initialized to ones, and offset, initialized to zeros, of shape `(channels,)`, in
+    that order.
 
     Raises:
-        KerasBNError: when built, if the length of the channel axis is not known.
+        KerasBNError: When built, if the length of the channel axis is not known.
 
     >>> layer = ChannelAffine()
     >>> layer.build((None, 2))
@@ -50,10 +53,8 @@ class ChannelAffine(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Multiply and add."""
-        shape = [1] * len(inputs.shape)
-        shape[self.axis] = -1
-        scale, offset = (ops.reshape(vector, shape) for vector in (self.scale, self.offset))
-        return ops.cast(ops.cast(inputs, self.scale.dtype) * scale + offset, self.compute_dtype)
+        scale, offset = (ops.convert_to_tensor(vector) for vector in (self.scale, self.offset))
+        return ops.cast(kernels.affine(inputs, scale, offset, self.axis), self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the inputs."""

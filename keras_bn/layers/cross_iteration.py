@@ -1,24 +1,27 @@
 """Cross-iteration batch normalization (Yao et al., 2002.05712): moments from recent iterations too."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_bn.errors import KerasBNError
-from keras_bn.layers.arguments import checked_size
+from keras_bn.kernels.general import normalized
+from keras_bn.layers.arguments import check_several_values, checked_size
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.derivatives import SUPPORTED, vjp
-from keras_bn.statistics.moments import Moments, along, batch_moments
+from keras_bn.statistics.moments import Moments, batch_moments
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class CrossIterationNormalization(keras.layers.Layer):
     """A linear layer followed by batch normalization with the moments of the last few iterations.
 
-    For tiny batches. An earlier batch's mean and mean square were those of other weights w'; they are carried
-    over to the present weights w by their first-order expansion (2002.05712, equations 5 and 6), in which
-    only the weights of the layer just before count:
+    It is for tiny batches. The mean and mean square of an earlier batch were those of other weights w'. They
+    are carried over to the present weights w by their first-order expansion (2002.05712, equations 5 and 6),
+    in which only the weights of the layer just before count:
 
         mean_i(w) = mean_i(w') + d mean_i / dw' · (w - w'),   square_i(w) likewise
 
@@ -26,22 +29,22 @@ class CrossIterationNormalization(keras.layers.Layer):
 
         mean = Σ mean_i / k,   variance = Σ max(square_i, mean_i²) / k - mean²
 
-    (equations 7 to 9). The gradient goes through the present batch's share. The population statistics learn
-    from the present batch alone; inference is that of `BatchNormalization` after `layer`.
+    (equations 7 to 9). The gradient goes through the present batch's share. The population statistics are
+    updated with the present batch alone. Inference is that of `BatchNormalization` after `layer`.
 
-    The trap: this takes the moments of squares, so the mean must not dwarf the deviation.
+    Note: It takes the moments of squares, so the mean must not be large beside the deviation.
 
     Args:
-        layer: a Dense or Conv1D, 2D or 3D layer without bias and activation; normalization would undo the
-            one, and the other belongs behind it.
-        window: iterations whose moments are used, at least 1, which is plain batch normalization.
-        burn_in: iterations of plain batch normalization at the start, while weights change fast.
-        normalization: a `BatchNormalization` with the options wanted; the default has its defaults.
-        **kwargs: of every Keras layer, such as name and dtype.
+        layer: A Dense, Conv1D, Conv2D or Conv3D layer without bias and activation. Normalization would undo
+            the bias, and the activation belongs behind it.
+        window: Number of iterations whose moments are used, at least 1, which is plain batch normalization.
+        burn_in: Number of iterations of plain batch normalization at the start, while weights change fast.
+        normalization: A `BatchNormalization` with the options wanted. By default it has the default ones.
+        **kwargs: Arguments of every Keras layer, such as name and dtype.
 
     Raises:
-        KerasBNError: the layer is of another kind, has a bias, an activation or an activity regularizer, or
-            puts channels elsewhere than last; window or burn_in is out of range; the backend has no
+        KerasBNError: If the layer is of another kind, has a bias, an activation or an activity regularizer,
+            or puts channels elsewhere than last; if window or burn_in is out of range; if the backend has no
             derivatives.
 
     >>> dense = keras.layers.Dense(4, use_bias=False)
@@ -112,7 +115,8 @@ class CrossIterationNormalization(keras.layers.Layer):
     def call_training(self, inputs: Any) -> Any:
         """Normalize by the moments of the window, learn from those of this batch, remember them."""
         bn, dtype = self.normalization, self.normalization.statistics_dtype
-        bn.check_count(tuple(self.layer.compute_output_shape(tuple(inputs.shape))))
+        output_shape = tuple(self.layer.compute_output_shape(tuple(inputs.shape)))
+        check_several_values(output_shape, -1, self.name)
 
         def moments(kernel: Any) -> tuple[Any, tuple[Any, Moments]]:
             with keras.StatelessScope(state_mapping=[(self.layer.kernel, kernel)]):
@@ -127,9 +131,9 @@ class CrossIterationNormalization(keras.layers.Layer):
         slopes = ops.stack([pull(rows[0]), pull(rows[1])])
         mean, square = self._window(present, weights)
         variance = ops.maximum(square - ops.square(mean), 0)
-        gamma, beta = (along(v, len(x.shape), -1) for v in bn.affine_weights())
-        y = bn.normalize(x, Moments(own.count, mean, variance), -1, gamma, beta)
-        bn.update_statistics(own)
+        of_window = Moments(own.count, mean, variance)
+        y = normalized(x, of_window, -1, *bn._gamma_and_beta(), bn.epsilon)
+        bn._update_statistics(own)
         self._remember(ops.stop_gradient(present), ops.stop_gradient(slopes), ops.stop_gradient(weights))
         return ops.cast(y, self.compute_dtype)
 
@@ -165,7 +169,7 @@ class CrossIterationNormalization(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "CrossIterationNormalization":
+    def from_config(cls, config: dict[str, Any]) -> CrossIterationNormalization:
         """The inverse of `get_config`."""
         inner = {
             name: keras.saving.deserialize_keras_object(config[name]) for name in ("layer", "normalization")

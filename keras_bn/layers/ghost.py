@@ -1,14 +1,18 @@
 """Ghost batch normalization (Hoffer, Hubara and Soudry, 1705.08741)."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_bn.errors import KerasBNError
-from keras_bn.layers.arguments import checked_size
+from keras_bn.kernels.general import normalized
+from keras_bn.layers.arguments import check_several_values, checked_size
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.statistics.moments import Moments, across_replicas, along, batch_moments, merged
+from keras_bn.statistics import replicas
+from keras_bn.statistics.moments import Moments, batch_moments, merged
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -16,23 +20,25 @@ class GhostBatchNormalization(BatchNormalization):
     """Batch normalization of each slice of the batch by its own moments: large batches, noise of small ones.
 
     In training the examples are cut, in order, into ghost batches of `virtual_batch_size`, the last of which
-    may be short, and each is normalized as `BatchNormalization` would normalize it alone (1705.08741,
-    algorithm 1). Inference is that of `BatchNormalization`, for a batch of any size. With
-    `synchronized=True` it is the population statistics that learn from all replicas.
+    may be shorter. Each is normalized as `BatchNormalization` would normalize it alone (1705.08741, algorithm
+    1). Inference is that of `BatchNormalization`, for a batch of any size. With `synchronized=True` the
+    population statistics are updated with the batches of all replicas.
 
-    The population statistics learn from the moments of the whole batch, the ghosts' merged by counts. The
-    paper averages over the ghost batches one by one, which for the unbiased variance estimates the same
-    and is noisier; tf.keras averaged the ghosts' variances, had to divide the batch evenly, and cut batches
-    at inference too.
+    The population statistics are updated with the moments of the whole batch, those of the ghost batches
+    merged by counts. The paper averages over the ghost batches one by one, which for the unbiased variance
+    estimates the same and is noisier.
+
+    Compared with tf.keras: Its `virtual_batch_size` averaged the variances of the ghost batches, had to
+    divide the batch evenly, and cut batches at inference too.
 
     Args:
-        virtual_batch_size: examples per ghost batch, at least 1. The trap: a last ghost batch of a single
-            value per channel is normalized to beta.
-        **kwargs: as of `BatchNormalization`, but the axis cannot be that of the examples, 0.
+        virtual_batch_size: Number of examples per ghost batch, at least 1. Note: A last ghost batch with a
+            single value per channel is normalized to beta.
+        **kwargs: Arguments of `BatchNormalization`, except that the axis cannot be that of the examples, 0.
 
     Raises:
-        KerasBNError: virtual_batch_size is below 1, axis is 0, or every ghost batch would have one value per
-            channel.
+        KerasBNError: If virtual_batch_size is below 1; if axis is 0; if every ghost batch would have one
+            value per channel.
 
     >>> layer = GhostBatchNormalization(virtual_batch_size=2)
     >>> x = np.array([[1.0], [3.0], [100.0], [300.0], [7.0]], "float32")
@@ -53,10 +59,12 @@ class GhostBatchNormalization(BatchNormalization):
             )
         super().build(input_shape)
 
-    def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
-        """Normalize every ghost batch by its own moments; return those of the whole batch."""
+    def _normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
+        """Normalize every ghost batch by its own moments, and return those of the whole batch."""
         x = ops.cast(inputs, self.statistics_dtype)
         rank, size = len(x.shape), ops.shape(x)[0]
+        examples = min(self.virtual_batch_size, x.shape[0] or self.virtual_batch_size)
+        check_several_values((examples, *x.shape[1:]), self.axis, self.name)
         ghosts = -(-size // self.virtual_batch_size)
         missing = ghosts * self.virtual_batch_size - size
         evenly = isinstance(missing, int) and missing == 0
@@ -66,22 +74,17 @@ class GhostBatchNormalization(BatchNormalization):
         x = self._cut(x, ghosts, missing)
         kept = (0, self.axis % rank + 1)
         moments = batch_moments(x, kept, mask)
-        gamma, beta = (along(v, rank + 1, kept[1]) for v in self.affine_weights())
-        y = ops.reshape(self.normalize(x, moments, kept, gamma, beta), (-1, *ops.shape(inputs)[1:]))[:size]
+        y = normalized(x, moments, kept, *self._gamma_and_beta(), self.epsilon)
+        y = ops.reshape(y, (-1, *ops.shape(inputs)[1:]))[:size]
         count = ops.broadcast_to(moments.count, ops.shape(moments.mean))
         whole = merged(moments._replace(count=count))
-        return y, across_replicas(whole) if self.synchronized else whole
+        return y, replicas.together(whole) if self.synchronized and replicas.exist() else whole
 
     def _cut(self, values: Any, ghosts: Any, missing: Any) -> Any:
         """(examples, ...) padded to (ghosts, virtual_batch_size, ...)."""
         rest = ops.shape(values)[1:]
         padding = ops.zeros((missing, *rest), values.dtype)
         return ops.reshape(ops.concatenate([values, padding]), (ghosts, self.virtual_batch_size, *rest))
-
-    def check_count(self, shape: tuple[int | None, ...]) -> None:
-        """Refuse ghost batches of one value per channel."""
-        examples = self.virtual_batch_size if shape[0] is None else min(self.virtual_batch_size, shape[0])
-        super().check_count((examples, *shape[1:]))
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""

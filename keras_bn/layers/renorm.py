@@ -1,5 +1,7 @@
 """Batch renormalization (Ioffe, 1702.03275)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -9,10 +11,11 @@ import keras
 from keras import ops
 
 from keras_bn import kernels
+from keras_bn.kernels.general import normalized
 from keras_bn.layers.arguments import checked_schedule
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.statistics import running
-from keras_bn.statistics.moments import Moments
+from keras_bn.statistics import replicas
+from keras_bn.statistics.moments import Moments, batch_moments
 
 Schedule = float | Sequence[tuple[int, float]]
 
@@ -33,7 +36,7 @@ def scheduled(schedule: list[tuple[int, float]], step: Any, dtype: str) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class BatchRenormalization(BatchNormalization):
-    """Batch normalization that is tied to the population statistics in training too: for small batches.
+    """Batch normalization that stays close to the population statistics in training too, for small batches.
 
     Training (1702.03275, algorithm 1), with the batch's mean and deviation = sqrt(variance + epsilon):
 
@@ -41,29 +44,34 @@ class BatchRenormalization(BatchNormalization):
         d = clip((mean - moving_mean) / moving_deviation, -d_max, d_max)
         y = gamma * ((x - mean) / deviation * r + d) + beta
 
-    No gradient goes through r and d. While neither is clipped, y is what inference would return. As in the
-    paper it is the deviation that is averaged, not the variance; it is kept as
-    moving_variance = moving_deviation² - epsilon, so that inference and weights are those of
-    `BatchNormalization`, plus a counter of batches for the schedules.
+    No gradient goes through r and d. While neither is clipped, y is the result of inference. As in the paper,
+    the deviation is averaged, not the variance. It is kept as moving_variance = moving_deviation² - epsilon,
+    so that inference and weights are those of `BatchNormalization`. A counter of batches, batches_seen, comes
+    after them, for the schedules.
 
-    Rivals: the `renorm` of `keras.layers.BatchNormalization` keeps two more averages for r and d, has no
-    schedules, and clips r from below by `rmin` instead of 1 / r_max.
+    Compared with Keras: The `renorm` of `keras.layers.BatchNormalization` keeps two more averages for r and
+    d, has no schedules, and clips r from below by `rmin` instead of 1 / r_max.
 
     Args:
-        r_max: bound of r, at least 1: a number, or points (step, value) with linear interpolation between
+        r_max: Bound of r, at least 1. A number, or points (step, value) with linear interpolation between
             them. The default is the paper's: 1, plain batch normalization, until step 5000, 3 from 40000.
-        d_max: bound of d, at least 0, likewise. The default is the paper's: 0 until 5000, 5 from 25000.
-        unbiased_variance: False here by default, as in the paper.
-        **kwargs: as of `BatchNormalization`; the paper wants a faster average than usual, momentum 0.99.
+        d_max: Bound of d, at least 0, in the same forms. The default is the paper's: 0 until step 5000, 5
+            from 25000.
+        unbiased_variance: If True, the moving variance averages the unbiased variance. The default is False,
+            as in the paper.
+        **kwargs: Arguments of `BatchNormalization`. The paper advises a faster average than usual, momentum
+            0.99.
 
     Raises:
-        KerasBNError: a bound is out of its range, or the steps of a schedule do not increase.
+        KerasBNError: If a bound is out of its range, or the steps of a schedule do not increase.
 
     >>> layer = BatchRenormalization(r_max=3.0, d_max=5.0)
     >>> x = np.array([[0.5], [-1.0]], "float32")
     >>> bool(np.allclose(layer(x, training=True), x, atol=1e-3))  # the statistics at the start are 0 and 1
     True
     """
+
+    _averages_deviation = True
 
     def __init__(
         self,
@@ -76,50 +84,37 @@ class BatchRenormalization(BatchNormalization):
         self.r_max = checked_schedule(r_max, "r_max", self.name, least=1.0)
         self.d_max = checked_schedule(d_max, "d_max", self.name, least=0.0)
 
-    @property
-    def counts_batches(self) -> bool:
-        """True: the schedules need the step."""
-        return True
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the weights of `BatchNormalization` and, for the schedules, batches_seen."""
+        super().build(input_shape)
+        if self.batches_seen is None:
+            self.batches_seen = self._add_counter("batches_seen")
 
-    def normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
+    def _normalize_batch(self, inputs: Any, mask: Any) -> tuple[Any, Moments]:
         """Normalize by the batch, with gamma and beta corrected by r and d towards the population."""
-        gamma, beta = self.affine_weights()
-        if not self.has_kernel:
+        gamma, beta = self._gamma_and_beta()
+        if self.synchronized and replicas.exist():
             x = ops.cast(inputs, self.statistics_dtype)
-            moments = self.moments(x, mask)
-            r, d = self.corrections(moments)
-            return self.normalize_by(moments, x, gamma * r, gamma * d + beta), moments
-        # Running the kernel's forward pass twice takes less than correcting what it returns: a step of 1.4
-        # times that of `BatchNormalization`, not 2.3 to 2.7 times.
+            moments = replicas.together(batch_moments(x, self.axis, mask))
+            r, d = self._corrections(moments)
+            return normalized(x, moments, self.axis, gamma * r, gamma * d + beta, self.epsilon), moments
+        # Running the kernel's forward pass twice takes less than correcting its outputs: a step of 1.4 times
+        # that of `BatchNormalization`, not 2.3 to 2.7 times.
         normalize = partial(kernels.batch_norm, epsilon=self.epsilon, axis=self.axis, mask=mask)
         _, moments = normalize(ops.stop_gradient(inputs), gamma, beta)
-        r, d = self.corrections(moments)
+        r, d = self._corrections(moments)
         return normalize(inputs, gamma * r, gamma * d + beta)
 
-    def corrections(self, moments: Moments) -> tuple[Any, Any]:
+    def _corrections(self, moments: Moments) -> tuple[Any, Any]:
         """r and d of a batch, each of shape (channels,); constants to the gradient."""
-        r_max, d_max = (
-            scheduled(s, self.batches_seen.value, self.statistics_dtype) for s in (self.r_max, self.d_max)
-        )
+        step = ops.max(self.batches_seen.value)
+        r_max, d_max = (scheduled(s, step, self.statistics_dtype) for s in (self.r_max, self.d_max))
         population = ops.sqrt(self.moving_variance + self.epsilon)
         r = ops.sqrt(moments.variance + self.epsilon) / population
         d = (moments.mean - self.moving_mean) / population
         return (
             ops.stop_gradient(ops.clip(r, 1 / r_max, r_max)),
             ops.stop_gradient(ops.clip(d, -d_max, d_max)),
-        )
-
-    def update_statistics(self, moments: Moments) -> None:
-        """Move the mean and the deviation, not the variance, towards the batch's."""
-        running.update(
-            self.moving_mean,
-            self.moving_variance,
-            moments,
-            self.momentum,
-            self.batches_seen,
-            self.unbiased_variance,
-            to_averaged=lambda variance: ops.sqrt(variance + self.epsilon),
-            from_averaged=lambda deviation: ops.maximum(ops.square(deviation) - self.epsilon, 0),
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Moments of one batch: masked, per channel, and merged across replicas."""
+"""Moments of one batch: masked, per channel, and merged."""
 
 from typing import Any, NamedTuple
 
-import keras
 from keras import ops
 
 from keras_bn.errors import KerasBNError
@@ -41,60 +40,81 @@ def along(statistic: Any, rank: int, kept: int | tuple[int, ...]) -> Any:
 def aligned_mask(mask: Any, shape: tuple[int | None, ...], axis: int) -> Any:
     """A boolean mask of the inputs' rank, each of its axes as long as the inputs' or of length 1.
 
-    A mask with as many axes as the inputs is taken as it is. One with fewer is aligned, from the left, with
-    the axes that are not the channels: (batch, time) fits (batch, time, channels) with axis=-1 and
-    (batch, channels, time) with axis=1. This is not NumPy's rule, which aligns from the right.
+    A mask with as many axes as the inputs is taken as it is. One with fewer has the first of the axes
 
-    Raises KerasBNError if an axis of the mask fits neither the inputs nor 1.
+    - of `shape[:-1]`, as Keras passes masks from layer to layer and as its own layer reads them,
+    - or else of those that are not the channels: (batch, time) fits (batch, channels, time) with axis=1.
+
+    Compared with NumPy, which aligns from the right, masks are aligned from the left.
+
+    Args:
+        mask: boolean tensor.
+        shape: shape of the inputs, with None for an unknown length.
+        axis: channel axis of the inputs.
+
+    Raises:
+        KerasBNError: If the mask fits in neither way, or if it has fewer axes than `shape[:-1]` and fits in
+            both with different meanings.
     """
     rank = len(shape)
     axis %= rank
     given = tuple(mask.shape)
-    target = shape if len(given) == rank else tuple(shape[a] for a in reduction_axes(rank, axis))
-    fits = len(given) <= len(target) and all(
-        length in (1, None) or expected in (length, None)
-        for length, expected in zip(given, target, strict=False)
-    )
-    if not fits:
+    readings = [given]
+    if len(given) < rank:
+        padded = given + (1,) * (rank - 1 - len(given))
+        readings = [(*padded, 1), (*padded[:axis], 1, *padded[axis:])]
+    fitting = [reading for reading in readings if _fits(reading, shape)]
+    if not fitting:
         raise KerasBNError(
             f"A mask of shape {given} does not fit inputs of shape {tuple(shape)} with channels on axis "
-            f"{axis}: give one that broadcasts to the inputs, or one with the first of the other axes."
+            f"{axis}: give one that broadcasts to the inputs, one of the shape of inputs[..., 0], or one "
+            f"with the first of the axes that are not the channels."
+        )
+    if len(given) < rank - 1 and fitting[0] != fitting[-1]:
+        raise KerasBNError(
+            f"A mask of shape {given} can be read in two ways for inputs of shape {tuple(shape)} with "
+            f"channels on axis {axis}; give it {rank} axes, with a length of 1 where it is to be broadcast."
         )
     if len(given) < rank:
+        inserted = axis if fitting[0] != readings[0] else rank - 1
         for _ in range(rank - 1 - len(given)):
             mask = ops.expand_dims(mask, -1)
-        mask = ops.expand_dims(mask, axis)
+        mask = ops.expand_dims(mask, inserted)
     return ops.cast(mask, "bool")
 
 
-def value_count(x: Any, axes: list[int], dtype: str) -> Any:
-    """How many values of `x` one element of its reduction over `axes` is made of, a scalar of `dtype`."""
-    shape = ops.shape(x)
-    count = 1
-    for a in axes:
-        count = count * shape[a]
-    return ops.cast(count, dtype)
+def _fits(mask_shape: tuple[int | None, ...], shape: tuple[int | None, ...]) -> bool:
+    return len(mask_shape) == len(shape) and all(
+        length in (1, None) or expected in (length, None)
+        for length, expected in zip(mask_shape, shape, strict=True)
+    )
 
 
 def summed(x: Any, axes: list[int]) -> Any:
     """The sum over `axes`, which keep a length of 1, one axis at a time.
 
-    Long sums in single precision lose digits, short ones of short ones do not; in TensorFlow, which sums row
-    after row, they are faster as well.
+    Long sums in single precision lose digits. Short sums of short sums do not, and in TensorFlow, which sums
+    row after row, they are faster as well.
     """
     for a in reversed(axes):
         x = ops.sum(x, a, keepdims=True)
     return x
 
 
-def values_counted(x: Any, axes: list[int], mask: Any = None) -> Any:
-    """How many values of `x` count, in its dtype: a scalar, or with a mask of length 1 along `axes`."""
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    count = value_count(x, axes, dtype)
+def value_count(x: Any, axes: list[int], mask: Any = None) -> Any:
+    """Number of elements of `x` reduced per output, in the dtype of `x`.
+
+    Without a mask it is a scalar; with one it counts the values under True and keeps a length of 1 on `axes`.
+    """
+    shape, count = ops.shape(x), 1
+    for a in axes:
+        count = count * shape[a]
+    count = ops.cast(count, x.dtype)
     if mask is None:
         return count
-    # A mask may be of length 1 where the inputs are longer.
-    return summed(ops.cast(mask, dtype), axes) * (count / ops.maximum(value_count(mask, axes, dtype), 1))
+    # A mask may have a length of 1 where the inputs are longer.
+    repeats = count / ops.maximum(value_count(ops.cast(mask, x.dtype), axes), 1)
+    return summed(ops.cast(mask, x.dtype), axes) * repeats
 
 
 def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Moments:
@@ -114,7 +134,7 @@ def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Mome
         `Moments`. Where the count is zero, mean and variance are 0.
     """
     axes = reduction_axes(len(x.shape), kept)
-    count = values_counted(x, axes, mask)
+    count = value_count(x, axes, mask)
     if mask is not None:
         x = ops.where(mask, x, 0)
     divisor = ops.maximum(count, 1)
@@ -141,23 +161,3 @@ def merged(moments: Moments) -> Moments:
     mean = ops.sum(share * moments.mean, 0)
     variance = ops.sum(share * (moments.variance + ops.square(moments.mean - mean)), 0)
     return Moments(total, mean, variance)
-
-
-def across_replicas(moments: Moments) -> Moments:
-    """Moments of all replicas' batches together, with one all-reduce; TensorFlow only.
-
-    Each replica writes count, mean and variance into its own row of a table of zeros, so that the sum of the
-    tables holds everyone's and can be merged without cancellation. Outside a replica context, or with a
-    single replica, the moments are returned as they are.
-    """
-    import tensorflow as tf
-
-    replica = tf.distribute.get_replica_context()
-    if replica is None or replica.num_replicas_in_sync == 1:
-        return moments
-    own = tf.stack([tf.broadcast_to(v, tf.shape(moments.mean)) for v in moments])
-    row = tf.one_hot(replica.replica_id_in_sync_group, replica.num_replicas_in_sync, dtype=own.dtype)
-    # where, not a product with zero: a NaN of one replica must not reach the rows of the others twice.
-    table = tf.where(row[:, None, None] > 0, own[None], tf.zeros((), own.dtype))
-    table = replica.all_reduce(tf.distribute.ReduceOp.SUM, table)
-    return merged(Moments(table[:, 0], table[:, 1], table[:, 2]))

@@ -1,6 +1,7 @@
 """Moving averages of batch statistics: exponential or cumulative."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from typing import Any
 
 import keras
@@ -17,26 +18,6 @@ def unbiased(variance: Any, count: Any) -> Any:
     return variance * (count / ops.maximum(count - 1, 1))
 
 
-def new_weight(momentum: float | None, batches_seen: Any, dtype: str) -> Any:
-    """The weight of a new batch in the moving averages.
-
-    Exponential: 1 - momentum, as Keras counts it (PyTorch calls this number momentum). Cumulative, for
-    momentum None: 1 / (n + 1) after n batches, so that every batch weighs the same.
-    """
-    if momentum is None:
-        return 1 / (ops.cast(batches_seen, dtype) + 1)
-    return ops.convert_to_tensor(1 - momentum, dtype)
-
-
-def moved(old: Any, new: Any, weight: Any) -> Any:
-    """old * (1 - weight) + new * weight."""
-    return old * (1 - weight) + new * weight
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 def update(
     moving_mean: keras.Variable,
     moving_variance: keras.Variable,
@@ -44,29 +25,45 @@ def update(
     momentum: float | None,
     batches_seen: keras.Variable | None,
     unbiased_variance: bool,
-    to_averaged: Callable[[Any], Any] = _same,
-    from_averaged: Callable[[Any], Any] = _same,
+    averaged_deviation_epsilon: float | None = None,
 ) -> None:
-    """Move the averages towards a batch's moments; a batch without a single value leaves them alone.
+    """Move the averages towards a batch's moments. A channel without a value in the batch keeps its averages.
+
+    With weight = 1 - momentum, or 1 / (n + 1) after n batches for momentum None:
+
+        average = average * (1 - weight) + moment * weight
 
     Args:
-        moving_mean: variable in the shape of the moments.
-        moving_variance: variable in the shape of the moments.
-        moments: the batch's, with the biased variance.
-        momentum: fraction of the old value that is kept, or None for the cumulative average.
-        batches_seen: integer variable of shape (), needed for the cumulative average only; counted up.
-        unbiased_variance: whether m / (m - 1) times the batch's variance is what is averaged.
-        to_averaged: function of the variance that is averaged in its place, such as the deviation.
-        from_averaged: its inverse.
+        moving_mean: Variable in the shape of the moments.
+        moving_variance: Variable in the shape of the moments.
+        moments: Moments of the batch, with the biased variance.
+        momentum: Fraction of the old value that is kept, or None for the cumulative average.
+        batches_seen: Integer variable that counts the batches that had a value. For the cumulative average it
+            has the shape of the moments and counts for each element.
+        unbiased_variance: If True, the batch's variance times m / (m - 1) is averaged.
+        averaged_deviation_epsilon: If given, sqrt(variance + epsilon) is averaged instead of the variance.
     """
     count, mean, variance = (ops.stop_gradient(ops.convert_to_tensor(v)) for v in moments)
-    weight = new_weight(momentum, batches_seen, moving_mean.dtype)
     if unbiased_variance:
         variance = unbiased(variance, count)
-    new_mean = moved(moving_mean.value, mean, weight)
-    new_variance = from_averaged(moved(to_averaged(moving_variance.value), to_averaged(variance), weight))
-    # A channel that has seen no value keeps its averages to the last bit.
-    moving_mean.assign(ops.where(count > 0, new_mean, moving_mean.value))
-    moving_variance.assign(ops.where(count > 0, new_variance, moving_variance.value))
+    if momentum is None:
+        weight = 1 / (ops.cast(batches_seen.value, mean.dtype) + 1)
+    else:
+        weight = ops.convert_to_tensor(1 - momentum, mean.dtype)
+
+    def moved(old: Any, new: Any) -> Any:
+        return old * (1 - weight) + new * weight
+
+    new_mean = moved(moving_mean.value, mean)
+    if averaged_deviation_epsilon is None:
+        new_variance = moved(moving_variance.value, variance)
+    else:
+        old, new = (ops.sqrt(v + averaged_deviation_epsilon) for v in (moving_variance.value, variance))
+        new_variance = ops.maximum(ops.square(moved(old, new)) - averaged_deviation_epsilon, 0)
+    seen = count > 0
+    # Where nothing was seen, the averages stay as they are to the last bit.
+    moving_mean.assign(ops.where(seen, new_mean, moving_mean.value))
+    moving_variance.assign(ops.where(seen, new_variance, moving_variance.value))
     if batches_seen is not None:
-        batches_seen.assign(batches_seen.value + ops.cast(ops.max(count) > 0, batches_seen.dtype))
+        counted = seen if len(batches_seen.shape) else ops.any(seen)
+        batches_seen.assign(batches_seen.value + ops.cast(counted, batches_seen.dtype))

@@ -120,7 +120,7 @@ def make_identity(layer: Any, bias: np.ndarray | None, moments: PopulationMoment
     layer.gamma.assign(ops.sqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon))
     layer.beta.assign(mean if bias is None else mean + bias)
     if getattr(layer, "batches_seen", None) is not None:
-        layer.batches_seen.assign(moments.batches)
+        layer.batches_seen.assign(ops.full(layer.batches_seen.shape, moments.batches))
 
 
 def identity_row(place: Place, layer: Any, bias: np.ndarray | None) -> Row:

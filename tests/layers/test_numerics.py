@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_bn import BatchNormalization, kernels, reference
+from keras_bn.kernels import general
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 SHAPES = {2: (12, 5), 3: (4, 3, 5), 4: (2, 3, 4, 5), 5: (2, 3, 2, 2, 5)}
@@ -16,16 +17,12 @@ EPSILON = 1e-3
 
 def _cases():
     for dtype, rank, last, masked, unbiased, path in itertools.product(
-        DTYPES, SHAPES, (True, False), (False, True), (True, False), ("general", "analytic", "fused")
+        DTYPES, SHAPES, (True, False), (False, True), (True, False), ("general", "native", "large")
     ):
         if rank == 2 and not last:
             continue
-        if path != "general" and keras.backend.backend() != "tensorflow":
-            continue
-        if path == "fused" and (masked or dtype == "float64"):
-            continue  # the kernel cannot do it
-        if path == "analytic" and not masked and dtype in ("float16", "bfloat16"):
-            continue  # it is never chosen
+        if path == "large" and keras.backend.backend() != "tensorflow":
+            continue  # the size decides nothing there
         if dtype == "float64" and keras.backend.backend() != "tensorflow":
             continue  # Keras's operations lower it to float32 there
         yield dtype, rank, -1 if last else 1, masked, unbiased, path
@@ -38,8 +35,8 @@ def _rounding(dtype):
 @pytest.mark.parametrize(("dtype", "rank", "axis", "masked", "unbiased", "path"), list(_cases()))
 def test_agrees_with_the_oracle(dtype, rank, axis, masked, unbiased, path, training_step, monkeypatch):
     if path == "general":
-        monkeypatch.setattr(kernels, "AVAILABLE", False)
-    elif path == "fused":
+        monkeypatch.setattr(kernels, "batch_norm", general.batch_norm)
+    elif path == "large":
         monkeypatch.setattr("keras_bn.kernels.tensorflow._LARGE_SIZE", 0)
     rng = np.random.default_rng(rank)
     x = rng.normal(2.0, 3.0, SHAPES[rank]).astype(DTYPES[dtype])

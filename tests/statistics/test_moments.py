@@ -33,6 +33,7 @@ def test_agree_with_the_oracle(axis, masked):
         ((4,), -1, (4, 1, 1)),
         ((4, 5), -1, (4, 5, 1)),
         ((4, 6), 1, (4, 1, 6)),
+        ((4, 5), 1, (4, 5, 1)),
         ((5, 6), 0, (1, 5, 6)),
         ((1, 5), -1, (1, 5, 1)),
         ((4, 5, 6), -1, (4, 5, 6)),
@@ -51,11 +52,24 @@ def test_masks_align_with_the_axes_that_are_not_channels(mask_shape, axis, align
 
 
 @pytest.mark.parametrize(
-    ("mask_shape", "axis"), [((5,), -1), ((4, 6), -1), ((4, 5), 1), ((4, 5, 3), -1), ((4, 5, 6, 1), -1)]
+    ("mask_shape", "axis"), [((5,), -1), ((4, 6), -1), ((5, 6), 1), ((4, 5, 3), -1), ((4, 5, 6, 1), -1)]
 )
 def test_masks_that_do_not_fit_are_refused(mask_shape, axis):
     with pytest.raises(KerasBNError, match=r"does not fit inputs of shape \(4, 5, 6\)"):
         aligned_mask(np.ones(mask_shape, bool), (4, 5, 6), axis)
+
+
+def test_a_mask_that_fits_in_two_ways_means_what_it_means_in_keras():
+    # (batch, channels), as Keras hands it from layer to layer, and (batch, length) of inputs with axis=1.
+    mask = aligned_mask(np.ones((4, 5), bool), (4, 5, 5), 1)
+    assert tuple(mask.shape) == (4, 5, 1)
+
+
+def test_a_mask_of_fewer_axes_that_fits_in_two_ways_is_refused():
+    with pytest.raises(KerasBNError, match=r"read in two ways .* \(4, 5, 5, 2\) .* give it 4 axes"):
+        aligned_mask(np.ones((4, 5), bool), (4, 5, 5, 2), 1)
+    assert tuple(aligned_mask(np.ones((4, 1, 5, 1), bool), (4, 5, 5, 2), 1).shape) == (4, 1, 5, 1)
+    assert tuple(aligned_mask(np.ones((4, 3), bool), (4, 5, 3, 2), 1).shape) == (4, 1, 3, 1)
 
 
 @settings(max_examples=30, deadline=None)

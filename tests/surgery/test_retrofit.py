@@ -257,7 +257,7 @@ def test_the_inserted_layer_is_the_one_asked_for(images):
 
 def test_the_cumulative_average_goes_on_from_the_batches_seen(images):
     result = retrofit(net(), images, batch_size=8, layer_arguments={"momentum": None})
-    assert int(result.model.get_layer("conv1_bn").batches_seen) == 5
+    assert set(result.model.get_layer("conv1_bn").batches_seen.numpy()) == {5}
 
 
 def test_a_nested_model_called_twice_has_seen_every_batch_twice(images):
@@ -267,7 +267,7 @@ def test_a_nested_model_called_twice_has_seen_every_batch_twice(images):
     model = keras.Model([a, b], layers.Dense(1)(layers.Add()([tower(a), tower(b)])))
     data = [images[:, 0, 0], 1 - images[:, 1, 1]]
     (layer,) = inserted(retrofit(model, data, batch_size=8, layer_arguments={"momentum": None}).model)
-    assert int(layer.batches_seen) == 2 * 5
+    assert set(layer.batches_seen.numpy()) == {2 * 5}
     values = model.layers[2].layers[0].kernel
     both = np.concatenate(data).astype("float64") @ np.asarray(values, "float64")
     np.testing.assert_allclose(layer.moving_mean, both.mean(0), rtol=0, atol=1e-6)

@@ -1,10 +1,12 @@
 """TensorFlow's FusedBatchNormV3 for any axis, made safe for badly scaled data."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_bn.statistics.moments import Moments, reduction_axes, value_count
+from keras_bn.statistics.moments import Moments
 
 # Beyond this ratio of mean to standard deviation the kernel's single-precision sums lose the variance: at
 # 1e6, over 400 000 values, its mean is off by 1000 standard deviations.
@@ -12,12 +14,12 @@ _SAFE_RATIO = 32.0
 
 
 def batch_norm(x: Any, gamma: Any, beta: Any, epsilon: float, axis: int) -> tuple[Any, Moments]:
-    """As `kernels.tensorflow.batch_norm`, with `x` of 16 or 32 bits and gamma of 32."""
+    """As `kernels.batch_norm`, with `x` of 16 or 32 bits, gamma of 32 and no mask."""
     axis %= len(x.shape)
     kernel = _fused(_as_rows(x, axis), gamma, beta, epsilon)
     # The kernel returns the unbiased variance; the batch was normalized by the biased one. Without values it
     # returns NaN for both.
-    count = value_count(x, reduction_axes(len(x.shape), axis), "float32")
+    count = tf.cast(tf.size(x, tf.int64) // x.shape[axis], tf.float32)
     mean = tf.math.multiply_no_nan(kernel.mean, tf.minimum(count, 1))
     share = tf.maximum(count - 1, 0) / tf.maximum(count, 1)
     variance = tf.math.multiply_no_nan(kernel.variance, share)

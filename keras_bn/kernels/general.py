@@ -1,0 +1,44 @@
+"""Batch normalization in `keras.ops`, for any backend, with the derivatives that the backend takes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from keras_bn.statistics.moments import Moments, along, batch_moments
+
+
+def batch_norm(
+    inputs: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any = None
+) -> tuple[Any, Moments]:
+    """As `kernels.batch_norm`."""
+    x = ops.cast(inputs, gamma.dtype)
+    moments = batch_moments(x, axis, mask)
+    return normalized(x, moments, axis, gamma, beta, epsilon), moments
+
+
+def normalized(
+    x: Any, moments: Moments, kept: int | tuple[int, ...], gamma: Any, beta: Any, epsilon: float
+) -> Any:
+    """(x - mean) * gamma / sqrt(variance + epsilon) + beta.
+
+    Args:
+        x: tensor in the dtype of the moments.
+        moments: with one axis for each of the axes `kept` of `x`.
+        kept: the axes of `x` that the moments have; the last of them is the channel axis.
+        gamma: scale of shape (channels,).
+        beta: offset of shape (channels,).
+        epsilon: added to the variance.
+    """
+    rank, channel_axis = len(x.shape), kept if isinstance(kept, int) else kept[-1]
+    mean, deviation = moments.mean, ops.sqrt(moments.variance + epsilon)
+    mean, deviation = (along(v, rank, kept) for v in (mean, deviation))
+    gamma, beta = (along(v, rank, channel_axis) for v in (gamma, beta))
+    return (x - mean) * (gamma / deviation) + beta
+
+
+def affine(inputs: Any, scale: Any, offset: Any, axis: int) -> Any:
+    """As `kernels.affine`."""
+    rank = len(inputs.shape)
+    return ops.cast(inputs, scale.dtype) * along(scale, rank, axis) + along(offset, rank, axis)

@@ -1,0 +1,5 @@
+"""Stub."""
+
+from keras_bn.kernels.general import affine, batch_norm
+
+__all__ = ["affine", "batch_norm"]
