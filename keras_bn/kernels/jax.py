@@ -1,4 +1,4 @@
-"""Stub."""
+"""The general path."""
 
 from keras_bn.kernels.general import affine, batch_norm
 

@@ -89,8 +89,8 @@ def batch_norm(
 def _sums(values: Any, channels_last: bool, in_xla: bool) -> Any:
     """The sum of each channel of (..., channels) or of (before, channels, behind).
 
-    It goes axis by axis, which long sums in single precision need. XLA sums by products with ones: on a CPU its
-    loops take up to ten times as long. Elsewhere products could be rewritten to 16 bits, sums are not.
+    It goes axis by axis, which long sums in single precision need. XLA sums by products with ones: on a CPU
+    its loops take up to ten times as long. Elsewhere products could be rewritten to 16 bits, sums are not.
     """
     if channels_last:
         if in_xla and len(values.shape) > 2:
