@@ -330,12 +330,12 @@ class BatchNormalization(keras.layers.Layer):
         missing = {id(variable): value for variable, value in self._training_state()}
         values = {key: np.asarray(value) for key, value in {**store}.items()}
         for index, variable in enumerate(self.variables):
-            value = values.get(str(index), missing.get(id(variable)))
+            key = str(index)
+            if key not in values and id(variable) in missing:
+                values[key] = np.array(missing[id(variable)])
             # Statistics of all rows or channels alike may be stored once.
-            if value is not None and np.ndim(value) < len(variable.shape):
-                value = np.broadcast_to(value, variable.shape)
-            if value is not None:
-                values[str(index)] = value
+            if key in values and values[key].ndim < len(variable.shape):
+                values[key] = np.broadcast_to(values[key], variable.shape)
         super().load_own_variables(values)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

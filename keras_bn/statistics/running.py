@@ -46,10 +46,11 @@ def update(
     count, mean, variance = (ops.stop_gradient(ops.convert_to_tensor(v)) for v in moments)
     if unbiased_variance:
         variance = unbiased(variance, count)
-    if momentum is None:
-        weight = 1 / (ops.cast(batches_seen.value, mean.dtype) + 1)
-    else:
+    if momentum is not None:
         weight = ops.convert_to_tensor(1 - momentum, mean.dtype)
+    else:
+        assert batches_seen is not None
+        weight = 1 / (ops.cast(batches_seen.value, mean.dtype) + 1)
 
     def moved(old: Any, new: Any) -> Any:
         return old * (1 - weight) + new * weight
