@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def batch_norm(
     )
     if axis == rank - 1:
         y = y.movedim(1, -1) if y.ndim == rank else y.reshape(x.shape)
-    moments = Moments(torch.tensor(float(count)), mean, variance * ((count - 1) / count))
+    moments = Moments(gamma.new_tensor(float(count)), mean, variance * ((count - 1) / count))
     return y, moments
 
 

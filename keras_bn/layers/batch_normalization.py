@@ -286,18 +286,18 @@ class BatchNormalization(keras.layers.Layer):
         They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
         """
         gamma, beta = self._gamma_and_beta()
-        deviation = ops.sqrt(self.moving_variance + self.epsilon)
+        deviation = ops.sqrt(self.moving_variance.value + self.epsilon)
         # The maximum changes no value: it keeps Grappler from replacing gamma / sqrt(v) by gamma * rsqrt(v),
         # which is not correctly rounded and would move a retrofitted layer off the identity.
         scale = gamma / ops.maximum(deviation, 1e-30)
-        return scale, beta - self.moving_mean * scale
+        return scale, beta - self.moving_mean.value * scale
 
     def _gamma_and_beta(self) -> tuple[Any, Any]:
         """gamma and beta, or ones and zeros where there are none, as tensors of shape (channels,)."""
         shape, dtype = (self._channels,), self.statistics_dtype
-        gamma = ops.ones(shape, dtype) if self.gamma is None else self.gamma
-        beta = ops.zeros(shape, dtype) if self.beta is None else self.beta
-        return ops.convert_to_tensor(gamma), ops.convert_to_tensor(beta)
+        gamma = ops.ones(shape, dtype) if self.gamma is None else self.gamma.value
+        beta = ops.zeros(shape, dtype) if self.beta is None else self.beta.value
+        return gamma, beta
 
     def _check_floating(self, inputs: Any) -> None:
         if not keras.backend.is_float_dtype(inputs.dtype):
