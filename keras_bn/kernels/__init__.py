@@ -8,9 +8,11 @@ dtype of the arithmetic, `axis` is the channel axis, and `mask` is None or what
 of the values under the mask, in gamma's dtype. Gradients go through the outputs to `inputs`, `gamma` and
 `beta`, and not through the moments.
 
-    affine(inputs, scale, offset, axis) -> inputs * scale + offset
+Inference takes two steps, where `scale` and `offset` have shape (channels,):
 
-computes inference, where `scale` and `offset` have shape (channels,).
+    scale_and_offset(gamma, beta, mean, variance, epsilon)
+        -> gamma / sqrt(variance + epsilon), beta - mean * gamma / sqrt(variance + epsilon)
+    affine(inputs, scale, offset, axis) -> inputs * scale + offset
 """
 
 import importlib
@@ -22,6 +24,7 @@ _backend = keras.backend.backend()
 _module = importlib.import_module(f"keras_bn.kernels.{_backend if _backend in _OWN else 'general'}")
 
 batch_norm = _module.batch_norm
+scale_and_offset = _module.scale_and_offset
 affine = _module.affine
 
-__all__ = ["affine", "batch_norm"]
+__all__ = ["affine", "batch_norm", "scale_and_offset"]

@@ -38,6 +38,14 @@ def normalized(
     return (x - mean) * (gamma / deviation) + beta
 
 
+def scale_and_offset(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> tuple[Any, Any]:
+    """As `kernels.scale_and_offset`."""
+    # The maximum changes no value. It keeps compilers from replacing gamma / sqrt(v) by gamma * rsqrt(v),
+    # which is not correctly rounded and would move a retrofitted layer off the identity.
+    scale = gamma / ops.maximum(ops.sqrt(variance + epsilon), 1e-30)
+    return scale, beta - mean * scale
+
+
 def affine(inputs: Any, scale: Any, offset: Any, axis: int) -> Any:
     """As `kernels.affine`."""
     rank = len(inputs.shape)

@@ -1,4 +1,4 @@
-"""PyTorch: its native batch normalization, which is cuDNN's, MIOpen's or its own, whatever the device."""
+"""PyTorch: its native batch normalization, which is cuDNN's, MIOpen's or its own, as the device has it."""
 
 from __future__ import annotations
 
@@ -22,36 +22,63 @@ def batch_norm(
     # Of a single value there is no unbiased variance, which is what the operation returns.
     if mask is not None or axis not in (1, rank - 1) or count < 2 or gamma.dtype == torch.float64:
         return general.batch_norm(x, gamma, beta, epsilon, axis, mask)
-    # Updated in full by this batch, its running averages are the moments.
+    # Running averages that a batch updates in full are its moments.
     mean, variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
-    y = torch.batch_norm(
-        _channels_second(x, axis),
-        gamma,
-        beta,
-        mean,
-        variance,
-        training=True,
-        momentum=1.0,
-        eps=epsilon,
-        cudnn_enabled=torch.backends.cudnn.enabled,
-    )
-    if axis == rank - 1:
-        y = y.movedim(1, -1) if y.ndim == rank else y.reshape(x.shape)
-    moments = Moments(gamma.new_tensor(float(count)), mean, variance * ((count - 1) / count))
-    return y, moments
+    # On a CPU the operation computes x * scale + offset, which loses a large mean beside a small deviation.
+    # 16 bits do not hold such values.
+    if x.is_cpu and x.dtype == torch.float32:
+        shift = _typical(x.detach(), axis)
+        x = x - shift.reshape([-1 if a == axis else 1 for a in range(rank)])
+        y = _native(x, gamma, beta, mean, variance, axis, epsilon, training=True)
+        mean = mean + shift
+    else:
+        y = _native(x, gamma, beta, mean, variance, axis, epsilon, training=True)
+    return y, Moments(float(count), mean, variance * ((count - 1) / count))
 
 
-def _channels_second(x: Any, axis: int) -> Any:
-    """A view of `x` with the channels where the operation expects them; the memory stays as it is."""
-    if axis == 1:
-        return x
-    # Images keep their axes, as a tensor in channels-last memory format. Other ranks have no such format.
-    return x.movedim(-1, 1) if x.ndim in (4, 5) else x.reshape(-1, x.shape[-1])
+def _typical(x: Any, axis: int) -> Any:
+    """A value of each channel that is hardly an outlier: the median of three, from as many examples."""
+    index: list[slice | int] = [length // 2 for length in x.shape]
+    index[axis] = slice(None)
+    a, b, c = (x[(len(x) * quarter // 4, *index[1:])] for quarter in (1, 2, 3))
+    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+
+
+def scale_and_offset(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> tuple[Any, Any]:
+    """As `kernels.scale_and_offset`."""
+    scale = gamma / torch.sqrt(variance + epsilon)
+    return scale, beta - mean * scale
 
 
 def affine(inputs: Any, scale: Any, offset: Any, axis: int) -> Any:
     """As `kernels.affine`, in one pass."""
     x = ops.convert_to_tensor(inputs)
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    return torch.addcmul(offset.reshape(shape), x.to(scale.dtype), scale.reshape(shape))
+    rank = x.ndim
+    axis %= rank
+    same_dtype, last = x.dtype == scale.dtype, axis == rank - 1
+    if (same_dtype and last) or axis not in (1, rank - 1) or scale.dtype == torch.float64:
+        shape = [-1 if a == axis else 1 for a in range(rank)]
+        return torch.addcmul(offset.reshape(shape), x.to(scale.dtype), scale.reshape(shape))
+    # With a mean of 0 and a variance of 1, the native operation at inference is x * scale + offset. With the
+    # channels first or 16 bits it takes 0.1 to 0.5 of the time of `addcmul`, elsewhere 1.2 to 2 times.
+    return _native(
+        x, scale, offset, torch.zeros_like(scale), torch.ones_like(scale), axis, 0.0, training=False
+    )
+
+
+def _native(
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, axis: int, epsilon: float, training: bool
+) -> Any:
+    """PyTorch's operation, with the channels where it expects them; the memory stays as it is."""
+    rank = x.ndim
+    if axis == 1:
+        channels_second = x
+    elif rank in (4, 5):  # images keep their axes, as a tensor in channels-last memory format
+        channels_second = x.movedim(-1, 1)
+    else:
+        channels_second = x.reshape(-1, x.shape[-1])
+    enabled = torch.backends.cudnn.enabled
+    y = torch.batch_norm(channels_second, gamma, beta, mean, variance, training, 1.0, epsilon, enabled)
+    if axis == 1:
+        return y
+    return y.movedim(1, -1) if rank in (4, 5) else y.reshape(x.shape)

@@ -285,12 +285,8 @@ class BatchNormalization(keras.layers.Layer):
 
         They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
         """
-        gamma, beta = self._gamma_and_beta()
-        deviation = ops.sqrt(self.moving_variance.value + self.epsilon)
-        # The maximum changes no value: it keeps Grappler from replacing gamma / sqrt(v) by gamma * rsqrt(v),
-        # which is not correctly rounded and would move a retrofitted layer off the identity.
-        scale = gamma / ops.maximum(deviation, 1e-30)
-        return scale, beta - self.moving_mean.value * scale
+        statistics = self.moving_mean.value, self.moving_variance.value
+        return kernels.scale_and_offset(*self._gamma_and_beta(), *statistics, self.epsilon)
 
     def _gamma_and_beta(self) -> tuple[Any, Any]:
         """gamma and beta, or ones and zeros where there are none, as tensors of shape (channels,)."""

@@ -10,7 +10,8 @@ from keras_bn.errors import KerasBNError
 class Moments(NamedTuple):
     """Count, mean and variance of each channel of a batch.
 
-    `count` has shape () when every channel has as many values, else (channels,). `mean` and `variance` have
+    `count` has shape () when every channel has as many values, else (channels,); a number that is known
+    before the step may be a float. `mean` and `variance` have
     shape (channels,). The variance is the biased one, divided by the count: it is what the batch is
     normalized by. All three have the dtype the statistics are kept in.
     """

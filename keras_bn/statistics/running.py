@@ -15,7 +15,7 @@ def unbiased(variance: Any, count: Any) -> Any:
 
     With one value there is nothing to correct: the variance, zero then, is returned as it is.
     """
-    return variance * (count / ops.maximum(count - 1, 1))
+    return variance * (count / (max(count - 1, 1) if isinstance(count, float) else ops.maximum(count - 1, 1)))
 
 
 def update(
@@ -43,11 +43,11 @@ def update(
         unbiased_variance: If True, the batch's variance times m / (m - 1) is averaged.
         averaged_deviation_epsilon: If given, sqrt(variance + epsilon) is averaged instead of the variance.
     """
-    count, mean, variance = (ops.stop_gradient(ops.convert_to_tensor(v)) for v in moments)
+    count, mean, variance = (v if isinstance(v, float) else ops.stop_gradient(v) for v in moments)
     if unbiased_variance:
         variance = unbiased(variance, count)
     if momentum is not None:
-        weight = ops.convert_to_tensor(1 - momentum, mean.dtype)
+        weight = 1 - momentum
     else:
         assert batches_seen is not None
         weight = 1 / (ops.cast(batches_seen.value, mean.dtype) + 1)
@@ -62,9 +62,12 @@ def update(
         old, new = (ops.sqrt(v + averaged_deviation_epsilon) for v in (moving_variance.value, variance))
         new_variance = ops.maximum(ops.square(moved(old, new)) - averaged_deviation_epsilon, 0)
     seen = count > 0
-    # Where nothing was seen, the averages stay as they are to the last bit.
-    moving_mean.assign(ops.where(seen, new_mean, moving_mean.value))
-    moving_variance.assign(ops.where(seen, new_variance, moving_variance.value))
+    if seen is not True:
+        # Where nothing was seen, the averages stay as they are to the last bit.
+        new_mean = ops.where(seen, new_mean, moving_mean.value)
+        new_variance = ops.where(seen, new_variance, moving_variance.value)
+    moving_mean.assign(new_mean)
+    moving_variance.assign(new_variance)
     if batches_seen is not None:
         counted = seen if len(batches_seen.shape) else ops.any(seen)
         batches_seen.assign(batches_seen.value + ops.cast(counted, batches_seen.dtype))
