@@ -40,7 +40,7 @@ def _typical(x: Any, axis: int) -> Any:
     """A value of each channel that is hardly an outlier: the median of three, from as many examples."""
     index: list[slice | int] = [length // 2 for length in x.shape]
     index[axis] = slice(None)
-    a, b, c = (x[(len(x) * quarter // 4, *index[1:])] for quarter in (1, 2, 3))
+    a, b, c = (x[tuple([len(x) * quarter // 4, *index[1:]])] for quarter in (1, 2, 3))
     return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
 
 

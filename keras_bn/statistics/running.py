@@ -50,7 +50,7 @@ def update(
         weight = 1 - momentum
     else:
         assert batches_seen is not None
-        weight = 1 / (ops.cast(batches_seen.value, mean.dtype) + 1)
+        weight = 1 / (ops.cast(batches_seen.value, moving_mean.dtype) + 1)
 
     def moved(old: Any, new: Any) -> Any:
         return old * (1 - weight) + new * weight
