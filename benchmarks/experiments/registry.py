@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "batch_size": "where BN fails as batches shrink, and what mends it",
     "ema_vs_population": "moving averages against re-estimated population statistics, over training",
     "vgg_retrofit": "BN inserted into a trained VGG: exactly, and in two ways that break it",
+    "domain_shift": "a trained network on shifted images: old statistics, new ones, and mixtures",
     "sequences": "sequences of variable length, with and without masks",
 }
 
