@@ -1,6 +1,6 @@
 """A trained network on shifted images: statistics of the source, of few new images, and of both.
 
-`recalibrate(prior=n)` mixes the statistics of the source with those of new data (Schneider et al., 2006.16971).
+`recalibrate(prior=n)` mixes the statistics of the source with new ones (Schneider et al., 2006.16971).
 Every kind of shift is applied to the test images at five strengths.
 """
 
