@@ -17,6 +17,7 @@ from keras_bn.saving.export import export
 from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
 from keras_bn.surgery.freeze import freeze, unfreeze
+from keras_bn.surgery.population_statistics import PopulationStatistics, merge
 from keras_bn.surgery.recalibrate import recalibrate
 from keras_bn.surgery.retrofit import retrofit
 
@@ -33,12 +34,14 @@ __all__ = [
     "GhostBatchNormalization",
     "JoinedBatchNormalization",
     "KerasBNError",
+    "PopulationStatistics",
     "SequenceBatchNormalization",
     "convert",
     "export",
     "fold",
     "freeze",
     "inspect",
+    "merge",
     "recalibrate",
     "retrofit",
     "unfreeze",

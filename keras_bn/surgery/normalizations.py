@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 
 from keras_bn._keras import flatten_layers
@@ -116,3 +117,37 @@ def _in_training(found: list[Call], outer: bool) -> Iterator[Call]:
         frozen = not getattr(call.layer, "trainable", True) or getattr(call.layer, "frozen_statistics", False)
         if inside and is_batch_normalization(call.layer) and not frozen:
             yield call
+
+
+def set_statistics(layer: Any, moments: PopulationMoments, prior: float = 0) -> tuple[str, str]:
+    """Set the population statistics of a layer to `moments`; returns the action and what came of it.
+
+    Args:
+        layer: A BN layer, Keras's or ours.
+        moments: Those of its inputs.
+        prior: The number of values per channel that its present statistics count as.
+    """
+    if not moments.count:
+        return "left alone", "the mask leaves no value"
+    old_mean, old_variance = (_array(v) for v in (layer.moving_mean, layer.moving_variance))
+    mean, variance = moments.mean, averaged_variance(layer, moments)
+    if prior:
+        share = 1.0 if np.isinf(prior) else prior / (prior + moments.count)
+        apart = share * (1 - share) * (old_mean - mean) ** 2
+        mean = share * old_mean + (1 - share) * mean
+        variance = share * old_variance + (1 - share) * variance + apart
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(variance)
+    if getattr(layer, "renorm", False):  # Keras's layer keeps apart what it renormalizes to in training
+        layer.renorm_mean.assign(mean)
+        layer.renorm_stddev.assign(np.sqrt(variance + layer.epsilon))
+    shift = np.abs(mean - old_mean) / np.sqrt(variance + layer.epsilon)
+    ratio = (variance + layer.epsilon) / (old_variance + layer.epsilon)
+    return "recalibrated", (
+        f"{moments.count} values per channel; mean moved by up to {shift.max():.2g} deviations, variance by "
+        f"factors of {ratio.min():.2g} to {ratio.max():.2g}"
+    )
+
+
+def _array(variable: Any) -> NDArray[np.float64]:
+    return np.array(ops.convert_to_numpy(variable), np.float64)

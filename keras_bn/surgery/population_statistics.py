@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
+
+if TYPE_CHECKING:
+    from keras_bn.surgery.report import SurgeryResult
 
 _FORMAT = 1
 # What NumPy and zipfile raise for a file that is damaged or something else.
@@ -87,15 +90,7 @@ class PopulationStatistics:
             KerasBNError: The two are of different models, weights, estimators or levels, or have a shard in
                 common.
         """
-        if self.levels != other.levels or self.estimator != other.estimator:
-            raise KerasBNError(
-                "The statistics are of different models or layers, or of different estimators; merge shards "
-                "that were computed with the same model and the same arguments."
-            )
-        if self.fingerprint != other.fingerprint:
-            raise KerasBNError(
-                "The weights of the model differ between the shards; compute all shards from one model file."
-            )
+        self.check_fits(other.estimator, other.levels, other.fingerprint)
         if self.level != other.level:
             raise KerasBNError(
                 f"The statistics are of levels {self.level} and {other.level} (counted from 0); merge the "
@@ -117,6 +112,25 @@ class PopulationStatistics:
         for path in here:
             merged[path].merge(other.moments[path])
         return replace(self, moments=merged, shards=(count, present | other_present))
+
+    def check_fits(self, estimator: str, levels: tuple[tuple[str, ...], ...], fingerprint: str) -> None:
+        """Raise a KerasBNError unless the statistics are of this estimator, layers and weights."""
+        if (self.estimator, self.levels) != (estimator, levels):
+            raise KerasBNError(
+                "The statistics are of different models or layers, or of different estimators; use the same "
+                "model and the same arguments for all."
+            )
+        if self.fingerprint != fingerprint:
+            raise KerasBNError(
+                "The weights of the model differ from those that the statistics were computed with; use one "
+                "model file for all."
+            )
+
+    def apply(self, model: keras.Model, in_place: bool = False) -> SurgeryResult:
+        """The same as `keras_bn.recalibrate(model, statistics=self, in_place=in_place)`."""
+        from keras_bn.surgery.shards import apply
+
+        return apply(model, self, in_place)
 
     def check_complete(self) -> None:
         """Raise a KerasBNError unless every shard has been merged in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -9,28 +10,28 @@ from typing import Any, Literal
 import keras
 import numpy as np
 from keras import ops
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
-from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._checks import check_number
 from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery._sequential import Found, Plan
-from keras_bn.surgery.normalizations import averaged_variance, batch_normalizations
+from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
+from keras_bn.surgery.population_statistics import PopulationStatistics
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
+from keras_bn.surgery.shards import apply, estimate_shard, loaded
 
 MEMORY_LIMIT = 2 << 30
 
 
 def recalibrate(
     model: keras.Model,
-    data: Any,
+    data: Any = None,
     prior: float = 0,
     in_place: bool = False,
     *,
@@ -39,6 +40,10 @@ def recalibrate(
     batch_size: int | None = None,
     steps: int | None = None,
     memory_limit: float = MEMORY_LIMIT,
+    shard: tuple[int, int] | None = None,
+    presharded: bool = False,
+    save: str | os.PathLike[str] | None = None,
+    statistics: PopulationStatistics | str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SurgeryResult:
     """Re-estimate the moving mean and variance of BN layers from data, with the weights frozen.
@@ -93,6 +98,12 @@ def recalibrate(
         steps: How many batches to use; None: all.
         memory_limit: How many bytes of values between two levels `"sequential"` keeps in memory; 2 GiB by
             default. The rest is written to a temporary folder, which is removed at the end.
+        shard: `(i, n)` estimates from the i-th of n shards of the data only, i from 0 to n - 1, that is from
+            every n-th batch. Merge the shards with `keras_bn.merge`.
+        presharded: If True, `data` is the shard already, and all of it is used.
+        save: The file to write the statistics of the shard to.
+        statistics: Merged statistics, or their file. Without `data` they are applied to the model. With
+            `data` and the sequential estimator, the next level is estimated.
         progress: If True, show a progress bar on stderr.
 
     Returns:
@@ -105,6 +116,28 @@ def recalibrate(
     """
     if estimator not in ("sequential", "batch"):
         raise KerasBNError(f"estimator={estimator!r}: it must be 'sequential' or 'batch'.")
+    if statistics is not None:
+        statistics = loaded(statistics)
+    if data is None:
+        if statistics is None:
+            raise KerasBNError("Give the data to estimate the statistics from, or statistics= to apply.")
+        return apply(model, statistics, in_place)
+    if shard is not None or save is not None or statistics is not None:
+        if prior or in_place:
+            raise KerasBNError("prior and in_place do not go with shards; they apply to merged statistics.")
+        return estimate_shard(
+            model,
+            data,
+            (0, 1) if shard is None else shard,
+            save,
+            statistics,
+            presharded=presharded,
+            layers=layers,
+            estimator=estimator,
+            batch_size=batch_size,
+            steps=steps,
+            progress=progress,
+        )
     check_number("prior", prior)
     check_number("memory_limit", memory_limit)
     known = batch_normalizations(model)
@@ -173,7 +206,7 @@ class Estimate:
     def _set(self, found: Found) -> None:
         merged = across_workers(list(found.values()))
         for layer, moments in zip(found, merged, strict=True):
-            self.outcome[layer] = _update(layer, moments, self._prior)
+            self.outcome[layer] = set_statistics(layer, moments, self._prior)
 
 
 @contextmanager
@@ -194,31 +227,3 @@ def _each_followed_by(done: Callable[[], Any], data: Iterable[Any]) -> Iterator[
     for each in data:
         yield each
         done()
-
-
-def _update(layer: keras.Layer, moments: PopulationMoments, prior: float) -> tuple[str, str]:
-    """Give a layer its new statistics; returns the action and what came of it."""
-    if not moments.count:
-        return "left alone", "the mask leaves no value"
-    old_mean, old_variance = (_array(v) for v in (layer.moving_mean, layer.moving_variance))
-    mean, variance = moments.mean, averaged_variance(layer, moments)
-    if prior:
-        share = 1.0 if np.isinf(prior) else prior / (prior + moments.count)
-        apart = share * (1 - share) * (old_mean - mean) ** 2
-        mean = share * old_mean + (1 - share) * mean
-        variance = share * old_variance + (1 - share) * variance + apart
-    layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(variance)
-    if getattr(layer, "renorm", False):  # Keras's layer keeps apart what it renormalizes to in training
-        layer.renorm_mean.assign(mean)
-        layer.renorm_stddev.assign(np.sqrt(variance + layer.epsilon))
-    shift = np.abs(mean - old_mean) / np.sqrt(variance + layer.epsilon)
-    ratio = (variance + layer.epsilon) / (old_variance + layer.epsilon)
-    return "recalibrated", (
-        f"{moments.count} values per channel; mean moved by up to {shift.max():.2g} deviations, variance by "
-        f"factors of {ratio.min():.2g} to {ratio.max():.2g}"
-    )
-
-
-def _array(variable: Any) -> NDArray[np.float64]:
-    return np.array(ops.convert_to_numpy(variable), np.float64)

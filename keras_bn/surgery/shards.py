@@ -1,0 +1,228 @@
+"""Population statistics of data that is spread over several jobs, each of which estimates from one shard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeAlias
+
+import keras
+from tqdm import tqdm
+
+from keras_bn.data import batches
+from keras_bn.errors import KerasBNError
+from keras_bn.statistics.population import PopulationMoments
+from keras_bn.surgery._cloning import Clone
+from keras_bn.surgery._sequential import Plan
+from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
+from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
+from keras_bn.surgery.population_statistics import PopulationStatistics, fingerprint
+from keras_bn.surgery.report import Report, Row, SurgeryResult
+from keras_bn.surgery.selection import select
+
+Source: TypeAlias = "PopulationStatistics | str | os.PathLike[str]"
+
+
+def loaded(statistics: Source) -> PopulationStatistics:
+    """The value itself, or what its file holds."""
+    if isinstance(statistics, PopulationStatistics):
+        return statistics
+    return PopulationStatistics.load(statistics)
+
+
+def checked_shard(shard: Any) -> tuple[int, int]:
+    """The index and the number of shards, or a KerasBNError."""
+    try:
+        index, count = shard
+        if isinstance(index, bool) or int(index) != index or int(count) != count or not 0 <= index < count:
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise KerasBNError(
+            f"shard={shard!r}: give (i, n), the i-th of n shards, with i from 0 to n - 1."
+        ) from error
+    return int(index), int(count)
+
+
+class ShardObserver:
+    """The BN layers of a copy of a model, and what is needed to observe one level of them.
+
+    Args:
+        model: A built model; it is left as it is.
+        example: One batch of inputs.
+        layers: As for `keras_bn.recalibrate`.
+        estimator: `"batch"` or `"sequential"`.
+        earlier: For `"sequential"`, the merged statistics of the levels before, or None for the first level.
+
+    Attributes:
+        levels: The paths of the layers, level by level.
+        level: The level to observe, counted from 0.
+
+    Raises:
+        KerasBNError: `earlier` is incomplete, of another model or of other weights, or has every level.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        example: Any,
+        layers: Any,
+        estimator: str,
+        earlier: PopulationStatistics | None = None,
+    ) -> None:
+        known = batch_normalizations(model)
+        paths = select(known, layers)
+        clone = Clone(model)
+        self.model = clone.model
+        self.estimator = estimator
+        self.layers = {found.path: clone.of(found.layer) for found in known}
+        self._paths = {id(layer): path for path, layer in self.layers.items()}
+        self._example = example
+        chosen = [layer for path, layer in self.layers.items() if path in paths and layer.built]
+        estimated = [v for layer in chosen for v in (layer.moving_mean, layer.moving_variance)]
+        self.fingerprint = fingerprint(self.model, estimated)
+        self._output = normalized_by_batch if estimator == "batch" else None
+        self.levels = self._levels(chosen)
+        self.earlier = {} if earlier is None else dict(self._checked(earlier).moments)
+        self.level = 0 if earlier is None else earlier.level + 1
+        for path, moments in self.earlier.items():
+            set_statistics(self.layers[path], moments)
+
+    def _levels(self, chosen: Sequence[keras.Layer]) -> tuple[tuple[str, ...], ...]:
+        observer = Observer(self.model, chosen, self._example, self._output)
+        found = [list(observer.moments([self._example]))]
+        if self.estimator == "sequential":
+            found = Plan(observer.program, observer.order(self._example)).levels
+        return tuple(tuple(self._paths[id(layer)] for layer in level) for level in found)
+
+    def _checked(self, earlier: PopulationStatistics) -> PopulationStatistics:
+        earlier.check_fits(self.estimator, self.levels, self.fingerprint)
+        earlier.check_complete()
+        if not earlier.remaining_levels:
+            raise KerasBNError(
+                "The statistics already have every level; apply them with recalibrate(model, statistics=...)."
+            )
+        return earlier
+
+    def observe(self, data: Iterable[Any]) -> dict[str, PopulationMoments]:
+        """The moments of the inputs of the level's layers over batches of inputs, by path."""
+        observed = [self.layers[path] for path in self.levels[self.level]]
+        found = Observer(self.model, observed, self._example, self._output).moments(data)
+        return {self._paths[id(layer)]: moments for layer, moments in found.items()}
+
+    def value(self, found: dict[str, PopulationMoments], index: int, count: int) -> PopulationStatistics:
+        """What was found over a shard, with the levels before."""
+        return PopulationStatistics(
+            self.earlier | found,
+            self.estimator,
+            self.levels,
+            self.level,
+            (count, frozenset([index])),
+            self.fingerprint,
+        )
+
+
+def estimate_shard(
+    model: keras.Model,
+    data: Any,
+    shard: Any,
+    save: str | os.PathLike[str] | None,
+    earlier: PopulationStatistics | None,
+    *,
+    presharded: bool,
+    layers: Any,
+    estimator: str,
+    batch_size: int | None,
+    steps: int | None,
+    progress: bool,
+) -> SurgeryResult:
+    """See `keras_bn.recalibrate`, whose arguments these are."""
+    index, count = checked_shard(shard)
+    source = batches(model, data, batch_size, steps)
+    example, stream = peek(source)
+    observer = ShardObserver(model, example, layers, estimator, earlier)
+    mine = stream if presharded else islice(stream, index, None, count)
+    total = source.total if presharded or source.total is None else len(range(index, source.total, count))
+    with tqdm(total=total, desc=f"shard {index}/{count}", unit="batch", disable=not progress) as bar:
+        found = observer.observe(_counted(mine, bar))
+        if not bar.n:
+            raise KerasBNError(
+                f"Shard {index} of {count} has no batch: the data has fewer batches than shards. Use fewer "
+                "shards or a smaller batch_size."
+            )
+    value = observer.value(found, index, count)
+    if save is not None:
+        value.save(save)
+    for path, moments in found.items():
+        set_statistics(observer.layers[path], moments)
+    rows = tuple(_row(path, layer, found, value) for path, layer in observer.layers.items())
+    note = (
+        f"{estimator} estimator, shard {index} of {count}, level {value.level + 1} of {len(value.levels)}; "
+        "the statistics in the model are those of this shard"
+    )
+    return SurgeryResult(observer.model, Report("recalibrate", rows, None, (note, _next(value))))
+
+
+def apply(model: keras.Model, statistics: PopulationStatistics, in_place: bool = False) -> SurgeryResult:
+    """Set the population statistics of a model to merged ones.
+
+    Args:
+        model: The model that the statistics were computed with; it is left as it is unless `in_place`.
+        statistics: Merged statistics of every shard and, for the sequential estimator, every level.
+        in_place: If True, change `model` itself.
+
+    Raises:
+        KerasBNError: A shard or a level is missing, or the statistics are of another model or other weights.
+    """
+    statistics.check_complete()
+    if remaining := statistics.remaining_levels:
+        raise KerasBNError(
+            f"The statistics of {remaining} of {len(statistics.levels)} levels are missing; pass these to "
+            "recalibrate(..., shard=(i, n), statistics=...) to estimate the next level, and merge the shards."
+        )
+    known = {found.path: found.layer for found in batch_normalizations(model)}
+    if not statistics.moments.keys() <= known.keys():
+        missing = min(statistics.moments.keys() - known.keys())
+        raise KerasBNError(f"The statistics are of another model: this one has no BN layer {missing!r}.")
+    chosen = [known[path] for path in statistics.moments]
+    estimated = [v for layer in chosen for v in (layer.moving_mean, layer.moving_variance)]
+    statistics.check_fits(statistics.estimator, statistics.levels, fingerprint(model, estimated))
+    clone = None if in_place else Clone(model)
+    rows = []
+    for path, layer in known.items():
+        target = layer if clone is None else clone.of(layer)
+        moments = statistics.moments.get(path)
+        what = (
+            ("left alone", "not among the statistics") if moments is None else set_statistics(target, moments)
+        )
+        rows.append(Row(path, type(layer).__name__, *what))
+    result = model if clone is None else clone.model
+    return SurgeryResult(result, Report("recalibrate", tuple(rows), None, (str(statistics),)))
+
+
+def _counted(stream: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for batch in stream:
+        yield batch
+        bar.n += 1
+        bar.refresh()
+
+
+def _row(path: str, layer: Any, found: dict[str, PopulationMoments], value: PopulationStatistics) -> Row:
+    kind = type(layer).__name__
+    if path in found:
+        return Row(path, kind, "observed", f"{found[path].count} values per channel")
+    levels = [number for number, level in enumerate(value.levels) if path in level]
+    if not levels:
+        return Row(path, kind, "left alone", "not chosen, or never called")
+    return Row(path, kind, "left alone", f"level {levels[0] + 1} of {len(value.levels)}")
+
+
+def _next(value: PopulationStatistics) -> str:
+    if value.remaining_levels:
+        return (
+            f"merge the {value.shards[0]} shards, then pass the result as statistics= for level "
+            f"{value.level + 2} of {len(value.levels)}"
+        )
+    return (
+        f"merge the {value.shards[0]} shards, then apply the result with recalibrate(model, statistics=...)"
+    )
