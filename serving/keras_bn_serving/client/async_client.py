@@ -106,7 +106,9 @@ class AsyncClient(Settings):
         self, timeout: float = 60.0, model: str | None = None, version: int | None = None
     ) -> int:
         """See `Client.wait_until_ready`."""
-        return await self._run(self._operations.wait_until_ready(self._target(model, version), timeout))
+        return await self._run(
+            self._operations.wait_until_ready(self._target(model, version), self._seconds(timeout))
+        )
 
     async def close(self) -> None:
         """Close the connections; calls in flight fail."""

@@ -183,7 +183,9 @@ class Client(Settings):
             DeadlineExceededError: not within `timeout` seconds; the message has what was last seen.
             FailedPreconditionError: the server has given up loading every version, with its reason.
         """
-        return self._run(self._operations.wait_until_ready(self._target(model, version), timeout))
+        return self._run(
+            self._operations.wait_until_ready(self._target(model, version), self._seconds(timeout))
+        )
 
     def close(self) -> None:
         """Close the connections; calls in flight fail."""

@@ -1,6 +1,7 @@
 """Addresses: what a client connects to, parsed and checked."""
 
 import ipaddress
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -8,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from keras_bn_serving.client.arguments import shown
 from keras_bn_serving.wire.errors import InvalidArgumentError
 
 _FORMS = "http://HOST:8501 (REST) or grpc://HOST:8500, with TLS https:// or grpcs://, or unix:/PATH (gRPC)"
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_LONGEST_SOCKET_PATH = 107  # of sun_path, on Linux
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 # What the request itself decides, over HTTP.
@@ -68,34 +72,44 @@ def parse_address(address: str, **options: Any) -> Endpoint:
     `options` are the other fields of `Endpoint`. An international host name is encoded (IDNA).
     """
     if not isinstance(address, str):
-        raise InvalidArgumentError(f"the address should be a str, {_FORMS}; not {address!r}")
+        raise InvalidArgumentError(f"the address should be a str, {_FORMS}; not {shown(address)}")
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        if not path or "\0" in path or not _is_text(path):
-            raise InvalidArgumentError(f"the address {address!r} should be unix:/PATH of a socket file")
+        if "\0" in path or not _is_text(path) or not 0 < len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+            raise InvalidArgumentError(
+                f"the address {shown(address)} should be unix:/PATH of a socket file, whose path has at most "
+                f"{_LONGEST_SOCKET_PATH} bytes"
+            )
         return _checked(Endpoint("unix", "", None, path, **options))
+    if _CONTROL.search(address) or not _is_text(address):
+        raise InvalidArgumentError(f"the address {shown(address)} has characters that no address has")
     try:
         parts = urlsplit(address)
         port, host = parts.port, _ascii(parts.hostname or "")
     except ValueError as error:
-        raise InvalidArgumentError(f"the address {address!r} is not a URL: {error}") from error
+        raise InvalidArgumentError(f"the address {shown(address)} is not a URL: {error}") from error
+    if port == 0:
+        raise InvalidArgumentError(f"the address {shown(address)} has port 0, where nothing listens")
     if parts.scheme not in ("http", "https", "grpc", "grpcs") or not host:
-        raise InvalidArgumentError(f"the address {address!r} should be {_FORMS}")
+        raise InvalidArgumentError(f"the address {shown(address)} should be {_FORMS}")
     if parts.username is not None or parts.query or parts.fragment:
         raise InvalidArgumentError(
-            f"the address {address!r} should have no user, query or fragment; credentials go into headers="
+            f"the address {shown(address)} should have no user, query or fragment: a user goes into headers"
         )
     if parts.scheme.startswith("grpc") and parts.path.strip("/"):
-        raise InvalidArgumentError(f"the address {address!r} should have no path: gRPC has none")
+        raise InvalidArgumentError(f"the address {shown(address)} should have no path: gRPC has none")
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
     return _checked(Endpoint(parts.scheme, host, port, path, **options))
 
 
 def _ascii(host: str) -> str:
     """The host as name servers know it; ValueError if it cannot be one."""
-    name = host if host.isascii() else host.encode("idna").decode("ascii")
-    if re.search(r"[\x00-\x20\x7f\\]", name):
-        raise ValueError(f"a host name cannot be {host!r}")
+    if ":" in host:
+        ipaddress.ip_address(host.partition("%")[0])
+        return host
+    name = host.encode("idna").decode("ascii")
+    if name and not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"no host is called {shown(host)}")
     return name
 
 
@@ -112,15 +126,19 @@ def _checked(endpoint: Endpoint) -> Endpoint:
         raise InvalidArgumentError(f"key={str(endpoint.key)!r} needs its certificate: pass cert= as well")
     for name, value in endpoint.headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise InvalidArgumentError(f"header {name!r}: {value!r} should be a str with a str value")
+            raise InvalidArgumentError(
+                f"header {shown(name)}: {shown(value)} should be a str with a str value"
+            )
         if not _HEADER_NAME.fullmatch(name):
-            raise InvalidArgumentError(f"{name!r} cannot be the name of a header")
+            raise InvalidArgumentError(f"{shown(name)} cannot be the name of a header")
         if not _HEADER_VALUE.fullmatch(value):
-            raise InvalidArgumentError(f"the value of header {name!r} should be printable ASCII, on one line")
+            raise InvalidArgumentError(
+                f"the value of header {shown(name)} should be printable ASCII, on one line"
+            )
         if endpoint.is_rest and name.lower() in _OWN_HEADERS:
-            raise InvalidArgumentError(f"header {name!r} is set by the client itself: leave it out")
+            raise InvalidArgumentError(f"header {shown(name)} is set by the client itself: leave it out")
         if not endpoint.is_rest and (name.lower().endswith("-bin") or not re.fullmatch(r"[\w.-]+", name)):
             raise InvalidArgumentError(
-                f"header {name!r} cannot be gRPC metadata: use letters, digits, '-', '_' and '.', no -bin"
+                f"header {shown(name)} is no gRPC metadata: only letters, digits, '-', '_' and '.', no -bin"
             )
     return endpoint

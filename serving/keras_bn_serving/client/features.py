@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_bn_serving.client.inputs import check_name, to_strings
+from keras_bn_serving.client.arguments import check_name
+from keras_bn_serving.client.inputs import to_strings
 from keras_bn_serving.wire.errors import InvalidArgumentError
 
 

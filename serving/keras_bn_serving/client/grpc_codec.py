@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError
 
+from keras_bn_serving.client.arguments import shown
 from keras_bn_serving.client.exchange import Exchange, Features, Target
 from keras_bn_serving.client.features import feature_values
 from keras_bn_serving.client.metadata import (
@@ -19,7 +20,7 @@ from keras_bn_serving.client.metadata import (
 )
 from keras_bn_serving.wire import tensors
 from keras_bn_serving.wire.dtypes import dtype_name
-from keras_bn_serving.wire.errors import InternalError, InvalidArgumentError, with_code
+from keras_bn_serving.wire.errors import InternalError, InvalidArgumentError, ServingError, with_code
 from keras_bn_serving.wire.messages import MESSAGES
 from keras_bn_serving.wire.status import CODES, STATES
 
@@ -126,7 +127,7 @@ class GrpcCodec:
 
 def _model_server_config(config: Any) -> Any:
     message = MESSAGES["ModelServerConfig"]()
-    what = f"the configuration {config!r} is not a ModelServerConfig"
+    what = f"the configuration {shown(config)} is not a ModelServerConfig"
     try:
         if isinstance(config, str | os.PathLike):
             text_format.Parse(pathlib.Path(config).read_text(), message)
@@ -137,8 +138,12 @@ def _model_server_config(config: Any) -> Any:
         else:
             raise InvalidArgumentError(f"{what}: pass the path of a models.config file, or a dict")
     except OSError as error:
-        raise InvalidArgumentError(f"the configuration {config} cannot be read: {error.strerror}") from error
-    except (text_format.ParseError, json_format.ParseError, DecodeError, ValueError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"the configuration {shown(config)} cannot be read: {error.strerror}"
+        ) from error
+    except ServingError:
+        raise
+    except Exception as error:  # what protobuf may raise of a dict is more than its ParseError
         raise InvalidArgumentError(f"{what}: {error}") from error
     return message
 

@@ -59,6 +59,8 @@ class Messages:
 
     def receive(self, data: bytes) -> bool:
         """Take what has arrived, nothing if the server has closed; return whether the answer is complete."""
+        if not data and self._head is None and not self._state.trailing_data[0]:
+            raise ConnectionError("the server closed the connection without an answer")
         self._state.receive_data(data)
         while True:
             event = self._state.next_event()
@@ -66,8 +68,6 @@ class Messages:
                 return False
             if isinstance(event, h11.EndOfMessage) or event is h11.PAUSED:  # paused: a tunnel stands
                 return True
-            if isinstance(event, h11.ConnectionClosed):
-                raise ConnectionError("the server closed the connection without an answer")
             if isinstance(event, h11.Response):
                 self._head = event
             elif isinstance(event, h11.Data):
@@ -106,6 +106,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ServingErro
         message = body.decode("utf-8", "replace")[:500]
     if not message:
         message = f"the server answered HTTP {status} with no text"
+    if status == 413:
+        message = f"{message} (HTTP 413: the request is too large)"
     if 300 <= status < 400 and "location" in headers:
         message = f"the server answered HTTP {status} and points to {headers['location']}: use that address"
     error = with_code(HTTP_CODES.get(status, "UNKNOWN"), str(message))

@@ -36,17 +36,6 @@ def prepare(x: Any, signature: Signature, check_shapes: bool = True) -> dict[str
     return arrays
 
 
-def check_name(what: str, name: Any) -> str:
-    """Return a name that can be sent, or raise InvalidArgumentError."""
-    if not isinstance(name, str) or not name:
-        raise InvalidArgumentError(f"{what} should be named by a str, not {name!r}")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(f"{what} {name!r} cannot be sent as UTF-8: {error.reason}") from error
-    return name
-
-
 def describe(specs: Mapping[str, TensorSpec]) -> str:
     """Return `name: dtype (shape)` of each tensor, for messages."""
     return ", ".join(f"{name}: {spec}" for name, spec in sorted(specs.items())) or "nothing"

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_bn_serving.client.arguments import check_name, shown
 from keras_bn_serving.client.exchange import Codec, Exchange, Operation, Pause, Shared, Target
-from keras_bn_serving.client.inputs import check_name, prepare
+from keras_bn_serving.client.inputs import prepare
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus
 from keras_bn_serving.wire.errors import (
     CancelledError,
@@ -33,7 +34,7 @@ _LONGEST_S = 1e9  # beyond some 9e9 the clocks of sockets and gRPC overflow
 _NOT_TAKEN_ON = (UnavailableError, CancelledError, ResourceExhaustedError)
 _NOT_UP_YET = (*_NOT_TAKEN_ON, NotFoundError, DeadlineExceededError)
 # RESOURCE_EXHAUSTED of a request that will be too much at any time.
-_TOO_MUCH = ("larger than max", "too large", "http 413", "memory", "oom ")
+_TOO_MUCH = ("larger than max", "too large", "http 413", "metadata size", "memory", "oom ")
 
 
 class Operations:
@@ -91,8 +92,8 @@ class Operations:
             raise InvalidArgumentError(
                 f"{method} takes a dict of features by name, or a non-empty list of them"
             )
-        if not isinstance(context, Mapping | None):
-            raise InvalidArgumentError(f"context should be a dict of features by name, not {context!r}")
+        if context is not None and not isinstance(context, Mapping):
+            raise InvalidArgumentError(f"context should be a dict of features by name, not {shown(context)}")
         exchange = self._codec.examples(method, target, signature, listed, context)
         return (yield from self._exchange(exchange, _deadline(timeout)))
 
@@ -198,10 +199,8 @@ def _out_of_time(error: ServingError) -> ServingError:
 
 
 def _check_signature_name(name: Any) -> None:
-    if name:
+    if name is not None and not (isinstance(name, str) and not name):  # an empty one is the default too
         check_name("the signature", name)
-    elif name is not None and not isinstance(name, str):
-        raise InvalidArgumentError(f"the signature should be named by a str, not {name!r}")
 
 
 def _names(outputs: Any) -> list[str]:
@@ -210,7 +209,7 @@ def _names(outputs: Any) -> list[str]:
     if isinstance(outputs, str):
         return [outputs]
     if not isinstance(outputs, Sequence) or not all(isinstance(name, str) for name in outputs):
-        raise InvalidArgumentError(f"outputs should be a str or a list of them, not {outputs!r}")
+        raise InvalidArgumentError(f"outputs should be a str or a list of them, not {shown(outputs)}")
     return list(outputs)
 
 

@@ -147,3 +147,23 @@ def unused_port() -> int:
 @pytest.fixture
 def free_port():
     return unused_port()
+
+
+@pytest.fixture(scope="package")
+def certificates(tmp_path_factory):
+    """An authority, and a certificate for localhost and for the client signed by it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the certificates of this test are made by the openssl command")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca")
+    (folder / "san").write_text("subjectAltName=DNS:localhost\n")
+    for name in ("server", "client"):
+        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+                "-extfile", "san", "-days", "2", "-out", f"{name}.pem")  # fmt: skip
+    return folder
