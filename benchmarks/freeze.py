@@ -8,9 +8,9 @@ the time of a training step and the memory it takes on top of the model:
 - `freeze`: `keras_bn.freeze`
 - `no BN`: folded into the weights and gone, the floor
 
-Times are medians of steps that take turns in one process. Memory is measured in a process of its own for each:
-the peak of its resident memory (VmHWM of /proc/self/status) during two steps, less what was resident before the
-first. That includes the gradients, and what the compiler and the allocator keep.
+Times are medians of steps that take turns in one process. Memory is measured in a process of its own for
+each: the peak of its resident memory (VmHWM of /proc/self/status) during two steps, less what was resident
+before the first. That includes the gradients, and what the compiler and the allocator keep.
 """
 
 from __future__ import annotations

@@ -199,3 +199,8 @@ def get_mask(tensor: Any) -> Any:
 def set_mask(tensor: Any, mask: Any) -> None:
     """Hand on a mask with a tensor, as Keras's layers do."""
     _set_keras_mask(tensor, mask)
+
+
+def arguments_of_calls(layer: Any) -> list[dict[str, Any]]:
+    """The keyword arguments of each symbolic call of a layer, as they are kept and will be passed."""
+    return [node.arguments.kwargs for node in layer._inbound_nodes]

@@ -90,6 +90,24 @@ def test_an_optimizer_is_keyed_by_variables():
     assert any(sorted(table.values()) == [0, 1] for table in tables.values())
 
 
+def test_variables_are_read_in_the_dtype_asked_for():
+    layer = keras.layers.Dense(2, dtype="mixed_bfloat16")
+    layer.build((None, 3))
+    with _keras.variables_read_as("bfloat16"):
+        half = layer.kernel.dtype
+        with _keras.variables_read_as("float32"):
+            assert (half, layer.kernel.dtype) == ("bfloat16", "float32")
+
+
+def test_arguments_of_calls_are_those_that_a_model_passes():
+    inputs = keras.Input((4,))
+    dropout = keras.layers.Dropout(0.5)
+    passing = keras.Model(inputs, dropout(inputs, training=True))
+    (arguments,) = _keras.arguments_of_calls(dropout)
+    assert arguments.pop("training") is True
+    assert keras.ops.all(passing(keras.ops.ones((2, 4))) == 1)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
 def test_compiles_with_xla_says_so_inside_a_compiled_function():
     import tensorflow as tf

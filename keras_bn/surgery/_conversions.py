@@ -13,6 +13,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
 
+_SHARED_WEIGHTS = ("gamma", "beta", "moving_mean", "moving_variance")
 # Stands for no bound on r or d, which must be finite.
 _UNBOUNDED = 1e30
 
@@ -60,10 +61,19 @@ def ours(
 
 
 def weights_for(new: Any, old: Any) -> list[np.ndarray]:
-    """The weights of `old` as `new` takes them; a counter of batches starts at 0."""
-    shared = [getattr(old, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")]
-    arrays = [ops.convert_to_numpy(weight) for weight in shared if weight is not None]
-    return arrays + [np.zeros((), "int32")] * (len(new.weights) - len(arrays))
+    """The weights of `old` as `new`, built, takes them; what `old` does not have stays as it is.
+
+    Statistics of each time step start from the ones for all steps. A cumulative average goes on as if it had
+    seen one batch: with none, the next batch would replace what it holds.
+    """
+    arrays = []
+    for weight in new.weights:
+        value = getattr(old, weight.name, None) if weight.name in _SHARED_WEIGHTS else weight
+        value = ops.convert_to_numpy(weight if value is None else value)
+        if weight.name == "batches_seen":
+            value = np.asarray(int(new.momentum is None), "int32")
+        arrays.append(np.broadcast_to(value, weight.shape))
+    return arrays
 
 
 def change(old: Any, new: Any) -> float | None:

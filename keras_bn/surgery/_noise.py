@@ -10,12 +10,16 @@ import numpy as np
 from keras_bn.surgery._state import state_kept
 
 
-def change_on_noise(before: keras.Model, after: keras.Model) -> float | None:
+def change_on_noise(before: keras.Model, after: keras.Model, data: Any = None) -> float | None:
     """The largest absolute change of an output on two examples of noise, None where a model takes no floats.
 
-    Axes of unknown length are 64 long.
+    Axes of unknown length are 64 long. With `data`, a batch of inputs, it is the change on that instead.
     """
-    if not all(keras.backend.is_float_dtype(tensor.dtype) for tensor in before.inputs):
+    if data is not None:
+        return _change(before, after, data)
+    if not getattr(before, "inputs", None) or not all(
+        keras.backend.is_float_dtype(tensor.dtype) for tensor in before.inputs
+    ):
         return None
     random = np.random.default_rng(0)
     noise = keras.tree.map_structure(
@@ -23,9 +27,13 @@ def change_on_noise(before: keras.Model, after: keras.Model) -> float | None:
         before.inputs[0] if isinstance(before, keras.Sequential) else before.input,
     )
     try:
-        pairs = zip(_outputs(before, noise), _outputs(after, noise), strict=True)
+        return _change(before, after, noise)
     except (ValueError, RuntimeError):  # noise need not make sense to a model
         return None
+
+
+def _change(before: keras.Model, after: keras.Model, inputs: Any) -> float:
+    pairs = zip(_outputs(before, inputs), _outputs(after, inputs), strict=True)
     return max(float(np.abs(new - old).max(initial=0.0)) for old, new in pairs)
 
 
