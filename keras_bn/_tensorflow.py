@@ -6,6 +6,8 @@ one fails there first. TensorFlow need not be installed: it is imported where a 
 
 from __future__ import annotations
 
+from typing import Any
+
 from keras_bn.errors import KerasBNError
 
 
@@ -26,3 +28,13 @@ def compiles_with_xla() -> bool:
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
     return not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def optimize_graph(meta_graph: Any, config: Any) -> Any:
+    """The graph of a MetaGraphDef after Grappler, TensorFlow's graph optimizer, with a ConfigProto's options.
+
+    Grappler has no public entry of its own: a session runs it, and keeps what it made.
+    """
+    from tensorflow.python.grappler import tf_optimizer
+
+    return tf_optimizer.OptimizeGraph(config, meta_graph, strip_default_attributes=False)

@@ -124,3 +124,24 @@ def test_compiles_with_xla_says_so_inside_a_compiled_function():
     tf.function(function, jit_compile=True)(tf.zeros(1))
     assert seen == [False, True]
     assert not compiles_with_xla()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
+def test_optimize_graph_folds_constants():
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
+
+    from keras_bn._tensorflow import optimize_graph
+
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [2], "x")
+        y = tf.add(x, tf.constant([1.0, 2.0]) * tf.constant([3.0, 4.0]), "y")
+        meta_graph = tf.compat.v1.train.export_meta_graph()
+        info = tf.compat.v1.saved_model.build_tensor_info
+        meta_graph.signature_def["s"].inputs["x"].CopyFrom(info(x))
+        meta_graph.signature_def["s"].outputs["y"].CopyFrom(info(y))
+    assert "Mul" in {node.op for node in graph.as_graph_def().node}
+    config = config_pb2.ConfigProto()
+    config.graph_options.rewrite_options.min_graph_nodes = -1
+    optimized = optimize_graph(meta_graph, config)
+    assert "Mul" not in {node.op for node in optimized.node}

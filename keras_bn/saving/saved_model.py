@@ -1,6 +1,7 @@
 """Writing a SavedModel: weights are constants of the graph; of many, the largest are variables."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
+from keras_bn.saving.constants import fold_constants
+from keras_bn.saving.graph_fold import fold_graph
+from keras_bn.saving.grappler import fuse, to_bfloat16
 from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
 from keras_bn.saving.signatures import Signature
@@ -24,38 +28,74 @@ IMAGE_BYTES = "image_bytes"
 # some 15 times their size in memory (1.5 GB for ResNet50), and VGG16's 528 MB took 8 GB and a minute. So past
 # this many bytes the largest weights stay variables.
 LARGEST_CONSTANTS = 2**27
+LARGEST_BFLOAT16 = 2**30  # a SavedModel's graph is a protocol buffer, which holds less than 2 GiB
 
 Named = Mapping[str, tf.Tensor]
 
 
-def write(model: keras.Model, signature: Signature, folder: Path, decoder: Decoder | None = None) -> None:
+@dataclass(frozen=True)
+class Options:
+    """How a graph is written.
+
+    Attributes:
+        fold: fold what follows a convolution into it (`fold_graph`).
+        bfloat16: compute convolutions and matrix products in bfloat16.
+        fused: let TensorFlow fuse operations now, which leaves a graph that nothing else reads.
+    """
+
+    fold: bool = True
+    bfloat16: bool = False
+    fused: bool = False
+
+
+def write(
+    model: keras.Model,
+    signature: Signature,
+    folder: Path,
+    decoder: Decoder | None = None,
+    options: Options | None = None,
+) -> int:
     """Write the `signature` of `model` as `serving_default` of a SavedModel in `folder`.
 
     With a `decoder` a second signature, `serving_image`, takes image files; the two share the weights. The
     weights are constants, from the smallest to the largest until they are `LARGEST_CONSTANTS` bytes; each is
     in the files once.
 
+    Returns:
+        The number of multiplications by constants that were folded into convolutions.
+
     Raises:
         KerasBNError: the model changes its state when it answers: a layer is in training mode, or draws
             random numbers, or keeps something from one call to the next.
     """
-    serve = _trace(_with_constants(model, signature), list(signature.inputs.values()))
+    options = options or Options()
+    # A constant of 16 bits is half as large, and weights of 16 bits cannot be variables.
+    limit = LARGEST_BFLOAT16 if options.bfloat16 else LARGEST_CONSTANTS
+    serve = _trace(_with_constants(model, signature, limit), list(signature.inputs.values()))
     decode = decoder and _trace(decoder, [tf.TensorSpec([None], tf.string, IMAGE_BYTES)])
     captured = [*serve.captured_inputs, *(decode.captured_inputs if decode else ())]
     # Variables and tables (of a StringLookup, say) are resources, filled when the model is loaded.
     if any(tensor.dtype == tf.resource for tensor in captured):
+        if options.bfloat16 or options.fused:
+            raise KerasBNError(
+                f"model {model.name!r} has lookup tables, or too many weights to be constants; export it "
+                f"with "
+                "precision='float32' and fused=False."
+            )
         _write_objects(model, serve, decode, folder)
-    else:
-        _write_graph(signature, serve, decode, folder)
+        return 0
+    return _write_graph(signature, serve, decode, folder, options)
 
 
 def _trace(function: Callable[..., Any], specs: list[tf.TensorSpec]) -> Any:
     return tf.function(function, input_signature=specs, autograph=False).get_concrete_function()
 
 
-def _with_constants(model: keras.Model, signature: Signature) -> Callable[..., dict[str, tf.Tensor]]:
+def _with_constants(
+    model: keras.Model, signature: Signature, limit: int
+) -> Callable[..., dict[str, tf.Tensor]]:
     constants = []
-    left = LARGEST_CONSTANTS
+    left = limit
     for variable in sorted(model.variables, key=lambda variable: np.prod(variable.shape)):
         value = variable.numpy()
         left -= value.nbytes
@@ -79,13 +119,18 @@ def _with_constants(model: keras.Model, signature: Signature) -> Callable[..., d
     return serve
 
 
-def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: Path) -> None:
+def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: Path, options: Options) -> int:
     """Write one plain graph, which loads several times faster than the same constants inside functions."""
-    graph = _graph(serve)
     # The traced function lists its captured tensors after its arguments, and its outputs by name.
     inputs = dict(zip(signature.inputs, serve.inputs, strict=False))
     outputs = dict(zip(sorted(signature.outputs), serve.outputs, strict=True))
     signatures = {SERVING_DEFAULT: _signature(inputs, outputs)}
+    fetches = [tensor.name for tensor in outputs.values()]
+    graph, folded = fold_constants(_graph(serve), fetches), 0
+    if options.fold:
+        graph, folded = fold_graph(graph, fetches)
+    if options.bfloat16:
+        graph = fold_constants(to_bfloat16(graph, signatures), fetches)
     if decode is not None:
         (pixels,) = inputs.values()
         graph, image_bytes = _decoding_before(graph, pixels, decode)
@@ -96,8 +141,11 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     meta_graph.meta_info_def.tags.append(tf.saved_model.SERVING)
     meta_graph.meta_info_def.tensorflow_version = tf.__version__
     guard(meta_graph)
+    if options.fused:
+        meta_graph.graph_def.CopyFrom(fuse(meta_graph))
     saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
     (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+    return folded
 
 
 def _graph(function: Any) -> graph_pb2.GraphDef:

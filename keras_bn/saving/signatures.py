@@ -1,14 +1,20 @@
 """The signatures of a Keras model: named tensors in, named tensors out, inference mode only."""
 
+from __future__ import annotations
+
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
+from keras_bn.surgery._checks import check_keras_model
 
 
 @dataclass(frozen=True)
@@ -24,32 +30,38 @@ class Signature:
     call: Callable[..., list[tf.Tensor]]
 
 
-def predict_signature(model: keras.Model) -> Signature:
-    """Return the inference signature of a Functional or Sequential `model`.
+def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
+    """Return the inference signature of a `model`.
 
-    Names are those of the model's input and output layers, or the keys where the model takes or returns a
-    dict.
+    Names are those of a Functional model's input and output layers, or the keys where a model takes or
+    returns
+    a dict. A subclassed model has no such layers: its only input is called as the argument of its `call`, and
+    its outputs output_0, output_1 and so on.
+
+    Args:
+        model: a model of any kind.
+        examples: inputs of a subclassed model, an array or a dict of arrays; None for the shapes that it was
+            built with and its dtype.
 
     Raises:
-        KerasBNError: `model` is not a Keras model, is not built, or is subclassed, so that nothing says what
-            its inputs are; or Keras runs on another backend than TensorFlow.
+        KerasBNError: `model` is not a Keras model, is not built and has no `examples`, or keeps a state
+        from one
+            call to the next; or Keras runs on another backend than TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
         raise KerasBNError(
             f"a SavedModel is made with Keras on TensorFlow, not on {keras.backend.backend()}; save the "
-            "model as .keras, and load and export it with KERAS_BACKEND=tensorflow."
+            "model as model.keras, and export it with KERAS_BACKEND=tensorflow keras-bn export model.keras."
         )
-    if not isinstance(model, keras.Model):
-        raise KerasBNError(f"expected a Keras model, got {type(model).__name__}.")
-    if isinstance(model, keras.Sequential) and not model.built:
+    check_keras_model(model)
+    _check_stateless(model)
+    known = getattr(model, "inputs", None)
+    if isinstance(model, keras.Sequential) and not known:
         raise KerasBNError(
             f"model {model.name!r} is not built; give it an Input or call build() before export."
         )
-    if not getattr(model, "inputs", None):
-        raise KerasBNError(
-            f"model {model.name!r} is a subclassed {type(model).__name__}, which does not say what its "
-            "inputs and outputs are; wrap it: keras.Model(inputs, model(inputs))."
-        )
+    if not known:
+        return _subclassed_signature(model, examples)
     if isinstance(model, keras.Sequential):
         takes, returns = model.inputs[0], model.outputs[0]
     else:
@@ -60,12 +72,94 @@ def predict_signature(model: keras.Model) -> Signature:
         name: tf.TensorSpec(tensor.shape, tensor.dtype, name)
         for name, tensor in zip(_unique(names), keras.tree.flatten(takes), strict=True)
     }
+    return Signature(inputs, _unique(_names(returns)), _call(model, takes))
 
+
+def _check_stateless(model: keras.Model) -> None:
+    for layer in flatten_layers(model):
+        if getattr(layer, "stateful", False):
+            raise KerasBNError(
+                f"layer {layer.name!r} ({type(layer).__name__}) of model {model.name!r} is stateful: its "
+                f"answer "
+                "would depend on the requests before, of whatever client. Export the model built with "
+                "stateful=False and the same weights, and let requests hold whole sequences."
+            )
+
+
+def _call(model: keras.Model, structure: Any) -> Callable[..., list[tf.Tensor]]:
     def call(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        outputs = model(keras.tree.pack_sequence_as(takes, list(tensors)), training=False)
+        outputs = model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
         return [tf.convert_to_tensor(output) for output in keras.tree.flatten(outputs)]
 
-    return Signature(inputs, _unique(_names(returns)), call)
+    return call
+
+
+def _subclassed_signature(model: keras.Model, examples: Any) -> Signature:
+    takes = _example_specs(model, examples) if examples is not None else _build_specs(model)
+    if isinstance(takes, dict):
+        names = keras.tree.flatten({key: str(key) for key in takes})
+    else:
+        argument = next(iter(inspect.signature(model.call).parameters), "inputs")
+        count = len(keras.tree.flatten(takes))
+        names = [argument] if count == 1 else [f"{argument}_{index}" for index in range(count)]
+    names = _unique([re.sub(r"\W", "_", name, flags=re.ASCII) for name in names])
+    specs = [
+        tf.TensorSpec(spec.shape, spec.dtype, name)
+        for name, spec in zip(names, keras.tree.flatten(takes), strict=True)
+    ]
+    call = _call(model, takes)
+    structure: list[Any] = []
+
+    def outputs_of(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        outputs = model(keras.tree.pack_sequence_as(takes, list(tensors)), training=False)
+        structure.append(outputs)
+        return keras.tree.flatten(outputs)
+
+    with keras.StatelessScope():
+        tf.function(outputs_of, autograph=False).get_concrete_function(*specs)
+    (outputs,) = structure
+    count = len(keras.tree.flatten(outputs))
+    flat = isinstance(outputs, dict) and len(outputs) == count
+    keys = keras.tree.flatten({key: str(key) for key in outputs}) if flat else []
+    returned = keys or [f"output_{index}" for index in range(count)]
+    return Signature(dict(zip(names, specs, strict=True)), returned, call)
+
+
+def _example_specs(model: keras.Model, examples: Any) -> Any:
+    """The specifications of a subclassed model's inputs, which is built by calling it where it is not yet."""
+    arrays = keras.tree.map_structure(
+        np.asarray, dict(examples) if isinstance(examples, Mapping) else examples
+    )
+    if not isinstance(examples, Mapping) and not hasattr(examples, "shape"):
+        arrays = np.asarray(examples)  # rows, as Python's lists
+
+    def spec(array: np.ndarray) -> tf.TensorSpec:
+        floating = np.issubdtype(array.dtype, np.floating)
+        dtype = model.input_dtype if floating else tf.as_dtype(array.dtype)
+        return tf.TensorSpec((None, *array.shape[1:]), dtype)
+
+    if not model.built:
+        model(keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[:1]), arrays), training=False)
+    return keras.tree.map_structure(spec, arrays)
+
+
+def _build_specs(model: keras.Model) -> Any:
+    config = model.get_build_config() if model.built else None
+    shapes = (config or {}).get("input_shape")
+    if shapes is None:
+        raise KerasBNError(
+            f"model {model.name!r} is a subclassed {type(model).__name__} that is not built, so that nothing "
+            "says what its inputs are; call it on a batch of data once, or pass examples."
+        )
+
+    def spec(shape: tuple[int | None, ...]) -> tf.TensorSpec:
+        return tf.TensorSpec((None, *shape[1:]), model.input_dtype)
+
+    if isinstance(shapes, dict):
+        return {key: spec(shape) for key, shape in shapes.items()}
+    if isinstance(shapes[0], (list, tuple)):
+        return [spec(shape) for shape in shapes]
+    return spec(shapes)
 
 
 def _names(structure: Any) -> list[str]:

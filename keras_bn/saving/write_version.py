@@ -1,8 +1,11 @@
 """The steps of an export, from the arguments to the published version."""
 
-import json
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -12,19 +15,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.saving import images, warm_up
-from keras_bn.saving.batch_independence import Checked, check, largest_change
-from keras_bn.saving.examples import Tensors, generated, given
-from keras_bn.saving.saved_model import IMAGE_BYTES, SERVING_DEFAULT, SERVING_IMAGE
+from keras_bn.saving.batch_independence import check
+from keras_bn.saving.examples import Tensors, batch_size, generated, given
+from keras_bn.saving.faithfulness import compare
+from keras_bn.saving.record import EXTRA, write_record
+from keras_bn.saving.saved_model import IMAGE_BYTES, SERVING_DEFAULT, SERVING_IMAGE, Options
 from keras_bn.saving.saved_model import write as write_saved_model
 from keras_bn.saving.session import servable
 from keras_bn.saving.signatures import Signature, predict_signature
 from keras_bn.saving.versions import check_target, publish
 from keras_bn.surgery.fold import fold as fold_model
+from keras_bn.surgery.normalizations import is_batch_normalization
 
-EXTRA = "assets.extra"  # what TensorFlow Serving reads beside the SavedModel
-RECORD = "keras_bn_export.json"
+# What the runtime optimizes when it loads a graph costs it several times the graph's size in memory, which it
+# keeps. Past this size that weighs more than the operations it would fuse.
+_LARGE = 2**25
+# A serialized tensorflow.serving.SavedModelConfig: session_overrides { disable_meta_optimizer: true }
+_NO_OPTIMIZER = b"\x0a\x02\x18\x01"
 
 
 def write_version(
@@ -33,29 +43,41 @@ def write_version(
     version: int | None,
     fold: bool,
     *,
+    precision: str,
+    tolerance: float | None,
     examples: Any,
     warmup: Any,
+    batch_sizes: Sequence[int] | None,
     image_bytes: str | Callable[[tf.Tensor], tf.Tensor] | None,
+    fused: bool,
 ) -> Path:
     """See `keras_bn.export`, whose arguments these are."""
     check_target(base_path, version)
-    signature = predict_signature(model)
+    _check_arguments(precision, tolerance, batch_sizes)
+    signature = predict_signature(model, examples)
     decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
     batches = list(generated(signature.inputs)) if examples is None else [given(signature.inputs, examples)]
-    requests = {SERVING_DEFAULT: _warm_up(signature, examples, warmup, batches[0])}
+    requests = _warm_up(signature, examples, warmup, batches[0], batch_sizes)
     if decoder is not None:
-        requests[SERVING_IMAGE] = {IMAGE_BYTES: images.made_up(decoder, count=1)}
-    folded = fold_model(model) if fold else None
-    exported = folded.model if folded else model
+        requests.append((SERVING_IMAGE, {IMAGE_BYTES: images.made_up(decoder, count=1)}))
+    exported, fold_record = _folded(model) if fold else (model, None)
+    options = Options(fold=fold, bfloat16=precision == "bfloat16", fused=fused)
 
     def write(folder: Path) -> None:
-        write_saved_model(exported, predict_signature(exported), folder, decoder)
+        written = signature if exported is model else predict_signature(exported)
+        folded_operations = write_saved_model(exported, written, folder, decoder, options)
         (folder / EXTRA).mkdir()
         if warmup is not False:
-            warm_up.write(folder / EXTRA, requests.items())
+            warm_up.write(folder / EXTRA, requests)
+        if fused or _is_large_graph(folder):
+            (folder / EXTRA / "saved_model_config.pb").write_bytes(_NO_OPTIMIZER)
         what = f"model {model.name!r}"
         with servable(folder, SERVING_DEFAULT) as served:
             checked = check(served, batches, what, made_up=examples is None)
+            allowed = tolerance or (checked.check.tolerance if precision == "float32" else 0.05)
+            fidelity = compare(
+                signature, served, checked.inputs if examples is None else batches[0], what, allowed
+            )
         checks = [checked.check]
         if decoder is not None:
             files = {IMAGE_BYTES: images.made_up(decoder)}
@@ -63,32 +85,70 @@ def write_version(
             with servable(folder, SERVING_IMAGE) as served:
                 # Noise may be all one class; the model behind has been seen to tell its inputs apart.
                 checks.append(check(served, [files], what_decodes, warn=False).check)
+        if precision != "float32":
+            print(f"{what} in {precision}: {fidelity}", file=sys.stderr)
         record = {
             "made_with": {name: installed(name) for name in ("keras-bn", "keras", "tensorflow")},
+            "precision": precision,
+            "fused": fused,
             "checks": [asdict(each) for each in checks],
-            "difference": _difference(signature, checked, what),
-            "fold": folded and folded.report.to_dict(),
+            "fidelity": asdict(fidelity),
+            "difference": fidelity.difference,
+            "fold": fold_record and {**fold_record, "operations": folded_operations},
         }
-        (folder / EXTRA / RECORD).write_text(json.dumps(record, indent=2))
+        write_record(folder, record)
 
     return publish(base_path, version, write)
 
 
-def _warm_up(signature: Signature, examples: Any, warmup: Any, batch: Tensors) -> Tensors:
+def _check_arguments(precision: str, tolerance: float | None, batch_sizes: Sequence[int] | None) -> None:
+    if precision not in ("float32", "bfloat16"):
+        raise KerasBNError(f"precision must be 'float32' or 'bfloat16'; got {precision!r}.")
+    if tolerance is not None and not tolerance > 0:
+        raise KerasBNError(f"tolerance must be a number above 0, or None; got {tolerance!r}.")
+    if any(not isinstance(size, int) or size < 1 for size in batch_sizes or ()):
+        raise KerasBNError(f"batch_sizes must be integers of at least 1; got {list(batch_sizes or ())}.")
+
+
+def _folded(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
+    """The folded model and what the record says of it; the model itself where its layers cannot be folded."""
+    try:
+        folded = fold_model(model)
+    except KerasBNError as error:
+        if any(is_batch_normalization(layer) for layer in flatten_layers(model)):
+            warnings.warn(
+                f"the layers of model {model.name!r} were not folded; what follows a convolution directly is "
+                f"folded in the exported graph instead. Why: {error}",
+                stacklevel=4,
+            )
+        return model, {"rows": [], "reason": str(error)}
+    return folded.model, folded.report.to_dict()
+
+
+def _is_large_graph(folder: Path) -> bool:
+    """Whether a version is one large graph whose weights are constants."""
+    return not (folder / "variables").exists() and (folder / "saved_model.pb").stat().st_size > _LARGE
+
+
+def _warm_up(
+    signature: Signature, examples: Any, warmup: Any, batch: Tensors, batch_sizes: Sequence[int] | None
+) -> list[tuple[str, Tensors]]:
+    """The Predict requests of `serving_default`: one, or one for each batch size."""
     if warmup is not None and warmup is not False:
-        return given(signature.inputs, warmup)
-    first = {name: values[:1] for name, values in batch.items()}
-    return first if examples is not None else {name: np.zeros_like(values) for name, values in first.items()}
-
-
-def _difference(signature: Signature, checked: Checked, what: str) -> float:
-    """The largest change of an output from the Keras model to the SavedModel, relative to its magnitude."""
-    outputs = signature.call(*(tf.convert_to_tensor(checked.inputs[name]) for name in signature.inputs))
-    expected = {name: output.numpy() for name, output in zip(signature.outputs, outputs, strict=True)}
-    difference = largest_change(checked.outputs, expected)
-    if difference > checked.check.tolerance:
-        raise KerasBNError(
-            f"{what} answers otherwise once exported, by {difference:.2g} of its largest output; try "
-            "fold=False, and report it if that does not help."
+        request = given(signature.inputs, warmup)
+    else:
+        size = batch_size(signature.inputs) or 1
+        request = {name: values[:size] for name, values in batch.items()}
+        if examples is None:
+            request = {name: np.zeros_like(values) for name, values in request.items()}
+    if batch_sizes is None:
+        return [(SERVING_DEFAULT, request)]
+    if (fixed := batch_size(signature.inputs)) is not None and set(batch_sizes) != {fixed}:
+        raise KerasBNError(f"batch_sizes={list(batch_sizes)}, but the model takes batches of {fixed} alone.")
+    return [
+        (
+            SERVING_DEFAULT,
+            {name: np.resize(values, (size, *values.shape[1:])) for name, values in request.items()},
         )
-    return difference
+        for size in batch_sizes
+    ]

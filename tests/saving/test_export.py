@@ -11,6 +11,7 @@ from keras import layers
 from tensorflow_serving.apis import prediction_log_pb2
 
 import keras_bn
+import keras_bn.saving.record
 from keras_bn.saving.session import servable
 
 
@@ -262,24 +263,200 @@ def test_training_true_in_the_graph_of_a_model_is_overruled(tmp_path):
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__(name="mine")
+        self.blocks = [Block(4), Block(6)]
         self.dense = layers.Dense(2)
 
-    def call(self, x):
-        return self.dense(x)
+    def call(self, image, training=None):
+        for block in self.blocks:
+            image = block(image, training=training)
+        return {"scores": self.dense(keras.ops.mean(image, (1, 2)))}
+
+
+class Block(layers.Layer):
+    """What people write: BN behind a convolution inside a layer without a config."""
+
+    def __init__(self, filters):
+        super().__init__()
+        self.conv = layers.Conv2D(filters, 3, padding="same", use_bias=False)
+        self.depthwise = layers.DepthwiseConv2D(3)
+        self.bn = layers.BatchNormalization(moving_mean_initializer="normal", gamma_initializer="uniform")
+        self.second = keras_bn.BatchNormalization(beta_initializer="normal", moving_mean_initializer="normal")
+
+    def call(self, x, training=None):
+        x = keras.ops.relu(self.bn(self.conv(x), training=training))
+        return keras.ops.relu(self.second(self.depthwise(x), training=training))
 
 
 def called(model):
-    model(normal(2, 3))
+    model(normal(2, 8, 8, 3))
     return model
+
+
+def operations(path):
+    loaded = tf.saved_model.load(str(path))
+    return [operation.type for operation in loaded.signatures["serving_default"].graph.get_operations()]
+
+
+def in_custom_layers():
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Flatten()(Block(6)(Block(4)(inputs)))
+    return keras.Model(inputs, layers.Dense(2, name="scores")(x))
+
+
+@pytest.mark.parametrize("make", [in_custom_layers, lambda: called(Subclassed())])
+def test_bn_inside_layers_of_ones_own_is_folded_in_the_graph(tmp_path, make):
+    model, images = make(), normal(3, 8, 8, 3)
+    before = [weight.numpy() for weight in model.weights]
+    path = keras_bn.export(model, tmp_path, examples=images)
+    expected = model.predict(images, verbose=0)
+    expected = expected["scores"] if isinstance(expected, dict) else expected
+    # Rounding of float32 sums in another order.
+    np.testing.assert_allclose(ask(path, {"image": images})["scores"], expected, rtol=2e-5, atol=2e-6)
+    assert not {"Mul", "Rsqrt", "AddV2", "Sub"} & set(operations(path))
+    assert keras_bn.saving.record.read_record(path)["fold"]["operations"] >= 2
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+
+
+def test_a_layer_that_cannot_be_recreated_is_said_and_stops_nothing(tmp_path):
+    with pytest.warns(UserWarning, match="were not folded; .* cannot be recreated"):
+        path = keras_bn.export(in_custom_layers_without_config(), tmp_path)
+    assert "cannot be recreated" in keras_bn.saving.record.read_record(path)["fold"]["reason"]
+
+
+def in_custom_layers_without_config():
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.BatchNormalization(moving_mean_initializer="normal")(Wrong(layers.Conv2D(4, 3))(inputs))
+    return keras.Model(inputs, layers.Flatten(name="y")(x))
+
+
+class Wrong(layers.Layer):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": 2}
+
+
+def test_shapes_of_a_subclassed_model_come_from_the_examples(tmp_path):
+    model, images = Subclassed(), normal(3, 8, 8, 3)
+    path = keras_bn.export(model, tmp_path, examples=images)
+    np.testing.assert_allclose(
+        ask(path, {"image": images})["scores"],
+        model.predict(images, verbose=0)["scores"],
+        rtol=2e-5,
+        atol=2e-6,
+    )
+
+
+class Words(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.embedding = layers.Embedding(9, 4)
+
+    def call(self, features):
+        return keras.ops.sum(self.embedding(features["words"]), 1), features["bias"] * 2
+
+
+def test_dicts_of_other_types_in_a_subclassed_model(tmp_path):
+    model = Words()
+    examples = {"words": np.array([[1, 8], [3, 2], [0, 0]]), "bias": normal(3, 2)}
+    path = keras_bn.export(model, tmp_path, examples=examples)
+    answers = ask(path, examples)
+    np.testing.assert_allclose(answers["output_1"], 2 * examples["bias"], rtol=1e-6)
+    np.testing.assert_allclose(answers["output_0"], model(examples)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_stateful_layer_is_refused_by_name_and_its_state_left_alone(tmp_path, called_before):
+    inputs = keras.Input(batch_shape=(3, 5, 2))
+    model = keras.Model(inputs, layers.GRU(4, stateful=True, name="memory")(inputs))
+    if called_before:
+        model(normal(3, 5, 2))
+    before = [np.asarray(variable) for variable in model.variables]
+    with pytest.raises(keras_bn.KerasBNError, match=r"layer 'memory' \(GRU\) .* is stateful"):
+        keras_bn.export(model, tmp_path)
+    assert len(before) == len(model.variables)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_fixed_batch_size_is_kept(tmp_path):
+    inputs = keras.Input(batch_shape=(3, 5, 2), name="x")
+    model = keras.Model(inputs, layers.GRU(4, name="y")(inputs))
+    path = keras_bn.export(model, tmp_path)
+    x = normal(3, 5, 2)
+    np.testing.assert_allclose(
+        ask(path, {"x": x})["y"], model.predict(x, verbose=0, batch_size=3), rtol=1e-5, atol=1e-6
+    )
+    [(_, inputs)] = warm_up_requests(path)
+    assert inputs["x"].shape == (3, 5, 2)
+
+
+def test_warm_up_of_every_batch_size(tmp_path):
+    images = normal(2, 8, 8, 3)
+    path = keras_bn.export(conv_net(), tmp_path, warmup=images, batch_sizes=(1, 2, 4))
+    requests = [inputs["image"] for _, inputs in warm_up_requests(path)]
+    assert [len(request) for request in requests] == [1, 2, 4]
+    np.testing.assert_array_equal(requests[2], np.concatenate([images, images]))
+
+
+@pytest.mark.parametrize("make", [conv_net, nested, in_custom_layers])
+def test_bfloat16(tmp_path, make, capsys):
+    model, images = make(), normal(64, 8, 8, 3)
+    path = keras_bn.export(model, tmp_path, precision="bfloat16", examples=images)
+    record = keras_bn.saving.record.read_record(path)
+    fidelity = record["fidelity"]
+    # bfloat16 has 8 bits: one rounding is 2**-9 of the value.
+    assert 2**-12 < fidelity["difference"] <= fidelity["tolerance"] == 0.05
+    assert fidelity["examples"] == 64 and 0.8 < fidelity["agreement"] <= 1
+    assert "bfloat16: outputs change by at most" in capsys.readouterr().err
+    with servable(path, "serving_default") as served:
+        assert {spec.dtype for spec in served.inputs.values()} == {tf.float32}
+        answer = served.run({"image": images})
+    expected = model.predict(images, verbose=0)
+    for value in answer.values():
+        assert value.dtype == np.float32
+        assert np.abs(value - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_bfloat16_stores_half_the_bytes(tmp_path):
+    inputs = keras.Input((8, 8, 64), name="image")
+    model = keras.Model(inputs, layers.Conv2D(256, 3, name="y")(inputs))
+    sizes = [
+        (keras_bn.export(model, tmp_path, precision=precision, warmup=False) / "saved_model.pb")
+        .stat()
+        .st_size
+        for precision in ("float32", "bfloat16")
+    ]
+    assert sizes[1] < 0.51 * sizes[0]
+
+
+def test_no_version_appears_beyond_the_tolerance(tmp_path):
+    with pytest.raises(keras_bn.KerasBNError, match="more than tolerance=1e-05; no version was written"):
+        keras_bn.export(conv_net(), tmp_path, precision="bfloat16", tolerance=1e-5)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_fused_graph_answers_the_same(tmp_path):
+    model, images = conv_net(), normal(5, 8, 8, 3)
+    path = keras_bn.export(model, tmp_path, fused=True)
+    assert "_FusedConv2D" in operations(path)
+    assert (path / "assets.extra" / "saved_model_config.pb").read_bytes() == b"\x0a\x02\x18\x01"
+    expected = model.predict(images, verbose=0)
+    np.testing.assert_allclose(ask(path, {"image": images})["scores"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: keras.Sequential([layers.Dense(2)]), "is not built"),
-        (Subclassed, "'mine' is a subclassed Subclassed"),
-        (lambda: called(Subclassed()), "'mine' is a subclassed Subclassed"),
-        (lambda: layers.Dense(2), "expected a Keras model, got Dense"),
+        (Subclassed, "'mine' is a subclassed Subclassed that is not built"),
+        (lambda: layers.Dense(2), r"Expected a keras.Model, got Dense"),
     ],
 )
 @pytest.mark.parametrize("fold", [True, False])
@@ -300,6 +477,9 @@ def test_what_is_no_graph_of_layers(tmp_path, make, message, fold):
             {"warmup": {"picture": normal(1, 8, 8, 3)}},
             "examples must be given for the inputs image; got picture",
         ),
+        ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16'; got 'float16'"),
+        ({"tolerance": 0}, "tolerance must be a number above 0"),
+        ({"batch_sizes": (1, 0)}, "batch_sizes must be integers of at least 1"),
         (
             {"image_bytes": "bgr"},
             "image_bytes must be one of raw, caffe, tf, torch, or a function; got 'bgr'",

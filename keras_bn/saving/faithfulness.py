@@ -1,0 +1,82 @@
+"""How far the answers of a SavedModel are from those of the Keras model it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bn.errors import KerasBNError
+from keras_bn.saving.batch_independence import largest_change
+from keras_bn.saving.examples import Tensors
+from keras_bn.saving.session import Servable
+from keras_bn.saving.signatures import Signature
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What the comparison measured.
+
+    Attributes:
+        examples: the number of examples compared.
+        difference: the largest change of an output, relative to its largest magnitude.
+        tolerance: the change allowed.
+        agreement: the fraction of examples whose largest number of the first output is in the same place, its
+            first class; None where an output has no classes.
+    """
+
+    examples: int
+    difference: float
+    tolerance: float
+    agreement: float | None
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        classes = "" if self.agreement is None else f"; the first class is the same for {self.agreement:.2%}"
+        return (
+            f"outputs change by at most {self.difference:.2g} of their scale on {self.examples} examples "
+            f"(tolerance {self.tolerance:g}){classes}."
+        )
+
+
+def compare(signature: Signature, served: Servable, inputs: Tensors, what: str, tolerance: float) -> Fidelity:
+    """Compare `served` with the model behind `signature`, whose state is left as it is.
+
+    Raises:
+        KerasBNError: an output changes by more than `tolerance`.
+    """
+    count = len(next(iter(inputs.values())))
+    expected, answers = [], []
+    for start in range(0, count, served.batch_size or _BATCH):
+        batch = {
+            name: values[start : start + (served.batch_size or _BATCH)] for name, values in inputs.items()
+        }
+        with keras.StatelessScope():
+            outputs = signature.call(*(tf.convert_to_tensor(batch[name]) for name in signature.inputs))
+        expected.append({name: value.numpy() for name, value in zip(signature.outputs, outputs, strict=True)})
+        answers.append(served.run(batch))
+    before, after = _joined(expected), _joined(answers)
+    difference = largest_change(after, before)
+    if difference > tolerance:
+        raise KerasBNError(
+            f"{what} answers otherwise once exported, by {difference:.2g} of its largest output, more than "
+            f"tolerance={tolerance:g}; no version was written. Export with precision='float32' or a larger "
+            f"tolerance "
+            "if it is in bfloat16, else with fold=False."
+        )
+    first = signature.outputs[0]
+    return Fidelity(count, difference, tolerance, _agreement(after[first], before[first]))
+
+
+def _joined(batches: list[Tensors]) -> Tensors:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _agreement(after: np.ndarray, before: np.ndarray) -> float | None:
+    if before.ndim != 2 or before.shape[1] < 2 or before.dtype == object:
+        return None
+    return float(np.mean(after.argmax(1) == before.argmax(1)))

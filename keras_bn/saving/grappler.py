@@ -1,0 +1,74 @@
+"""What TensorFlow's own graph optimizer does at export: 16-bit arithmetic, fused operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+from tensorflow.core.framework import graph_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
+
+from keras_bn._tensorflow import optimize_graph
+from keras_bn.errors import KerasBNError
+
+_CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
+_PRODUCTS = {"Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul", "BatchMatMul", "BatchMatMulV2"}
+
+# What the runtime does with every graph that it loads. One by one, for there is no switch for all.
+_OPTIMIZERS = (
+    "layout_optimizer",
+    "constant_folding",
+    "shape_optimization",
+    "remapping",
+    "arithmetic_optimization",
+    "dependency_optimization",
+    "loop_optimization",
+    "function_optimization",
+    "debug_stripper",
+    "common_subgraph_elimination",
+    "implementation_selector",
+)
+
+
+def to_bfloat16(
+    graph: graph_pb2.GraphDef, signatures: Mapping[str, meta_graph_pb2.SignatureDef]
+) -> graph_pb2.GraphDef:
+    """Let convolutions and matrix products, and what lies between them, compute in bfloat16.
+
+    oneDNN sums in float32. Means, exponentials and softmax stay float32, and so do inputs and outputs.
+
+    Raises:
+        KerasBNError: there is no such operation, or this machine's TensorFlow cannot convert it.
+    """
+    config = config_pb2.ConfigProto()
+    options = config.graph_options.rewrite_options
+    for name in _OPTIMIZERS:
+        setattr(options, name, rewriter_config_pb2.RewriterConfig.OFF)
+    options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+    options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
+    converted = _optimized(meta_graph_pb2.MetaGraphDef(graph_def=graph, signature_def=signatures), config)
+    narrow = tf.bfloat16.as_datatype_enum
+    if not any(node.op in _PRODUCTS and node.attr["T"].type == narrow for node in converted.node):
+        raise KerasBNError(
+            "precision='bfloat16' changes nothing: the graph has no convolution or matrix product in "
+            "float32, or "
+            "TensorFlow on this machine has no oneDNN; export with precision='float32'."
+        )
+    return converted
+
+
+def fuse(meta_graph: meta_graph_pb2.MetaGraphDef) -> graph_pb2.GraphDef:
+    """The graph of `meta_graph` as TensorFlow optimizes it when it is loaded, for a CPU."""
+    return _optimized(meta_graph, config_pb2.ConfigProto())
+
+
+def _optimized(meta_graph: meta_graph_pb2.MetaGraphDef, config: config_pb2.ConfigProto) -> graph_pb2.GraphDef:
+    placed = meta_graph_pb2.MetaGraphDef()
+    placed.CopyFrom(meta_graph)
+    for node in placed.graph_def.node:
+        node.device = _CPU  # what is placed nowhere is neither fused nor converted
+    config.graph_options.rewrite_options.min_graph_nodes = -1
+    graph = optimize_graph(placed, config)
+    for node in graph.node:
+        node.device = ""
+    return graph

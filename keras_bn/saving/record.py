@@ -1,0 +1,33 @@
+"""The record of an export: what was done and measured, as a small JSON document inside the version."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_bn.errors import KerasBNError
+
+EXTRA = "assets.extra"  # what TensorFlow Serving reads beside the SavedModel
+RECORD = "keras_bn_export.json"
+
+
+def write_record(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Write `entries` into the record of the version in `folder`; those that are there already stay."""
+    file = folder / EXTRA / RECORD
+    file.parent.mkdir(exist_ok=True)
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps({**known, **entries}, indent=2), encoding="utf-8")
+
+
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of the version in `folder`."""
+    file = Path(folder) / EXTRA / RECORD
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise KerasBNError(
+            f"{folder} has no {EXTRA}/{RECORD}; give the version folder that keras_bn.export returned."
+        ) from error
