@@ -200,6 +200,7 @@ class Observer:
         self.program = program(model, example)
         self.unseen: dict[keras.Layer, str] = {}
         self.samples: dict[keras.Layer, NDArray[np.floating]] = {}
+        self._running: Segment | None = None
 
     def moments(self, data: Iterable[Any]) -> dict[keras.Layer, PopulationMoments]:
         """The moments of the inputs of every layer over `data`, pooled over all calls of a layer.
@@ -220,6 +221,21 @@ class Observer:
                 else:
                     sights, _ = segment(values)
                 pool(sights, result)
+        return result
+
+    def moments_of(self, batch: Any) -> dict[keras.Layer, PopulationMoments]:
+        """The moments of the inputs of every layer over one batch, by a function that is compiled once.
+
+        The weights and statistics of the model must not change between calls.
+        """
+        result: dict[keras.Layer, PopulationMoments] = {}
+        values = inputs_of(self.program, batch)
+        with state_kept(self._model):
+            if self._running is None:
+                self._running, sights = self._started(values)
+            else:
+                sights, _ = self._running(values)
+        pool(sights, result)
         return result
 
     def order(self, batch: Any) -> dict[Step, list[keras.Layer]]:

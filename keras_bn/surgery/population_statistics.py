@@ -90,17 +90,21 @@ class PopulationStatistics:
             KerasBNError: The two are of different models, weights, estimators or levels, or have a shard in
                 common.
         """
+        (count, present), (other_count, other_present) = self.shards, other.shards
+        if count != other_count:
+            raise KerasBNError(f"The data was cut into {count} shards and into {other_count}; use one cut.")
+        if twice := present & other_present:
+            raise KerasBNError(f"Shard {min(twice)} of {count} is in both; merge each shard once.")
+        return replace(self.combine(other), shards=(count, present | other_present))
+
+    def combine(self, other: PopulationStatistics) -> PopulationStatistics:
+        """The statistics of the data of both. Unlike `merge`, it does not check which shards they are of."""
         self.check_fits(other.estimator, other.levels, other.fingerprint)
         if self.level != other.level:
             raise KerasBNError(
                 f"The statistics are of levels {self.level} and {other.level} (counted from 0); merge the "
                 "shards of one level, and pass the result to recalibrate(statistics=...) for the next."
             )
-        (count, present), (other_count, other_present) = self.shards, other.shards
-        if count != other_count:
-            raise KerasBNError(f"The data was cut into {count} shards and into {other_count}; use one cut.")
-        if twice := present & other_present:
-            raise KerasBNError(f"Shard {min(twice)} of {count} is in both; merge each shard once.")
         here = self.levels[self.level]
         for path in self.moments.keys() - set(here):
             if not _equal(self.moments[path], other.moments[path]):
@@ -111,7 +115,7 @@ class PopulationStatistics:
         merged = {path: _copy(moments) for path, moments in self.moments.items()}
         for path in here:
             merged[path].merge(other.moments[path])
-        return replace(self, moments=merged, shards=(count, present | other_present))
+        return replace(self, moments=merged)
 
     def check_fits(self, estimator: str, levels: tuple[tuple[str, ...], ...], fingerprint: str) -> None:
         """Raise a KerasBNError unless the statistics are of this estimator, layers and weights."""

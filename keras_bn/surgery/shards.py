@@ -87,6 +87,8 @@ class ShardObserver:
         self.level = 0 if earlier is None else earlier.level + 1
         for path, moments in self.earlier.items():
             set_statistics(self.layers[path], moments)
+        observed = [self.layers[path] for path in self.levels[self.level]]
+        self._observer = Observer(self.model, observed, example, self._output)
 
     def _levels(self, chosen: Sequence[keras.Layer]) -> tuple[tuple[str, ...], ...]:
         observer = Observer(self.model, chosen, self._example, self._output)
@@ -106,9 +108,12 @@ class ShardObserver:
 
     def observe(self, data: Iterable[Any]) -> dict[str, PopulationMoments]:
         """The moments of the inputs of the level's layers over batches of inputs, by path."""
-        observed = [self.layers[path] for path in self.levels[self.level]]
-        found = Observer(self.model, observed, self._example, self._output).moments(data)
-        return {self._paths[id(layer)]: moments for layer, moments in found.items()}
+        found: dict[str, PopulationMoments] = {}
+        for batch in data:
+            for layer, moments in self._observer.moments_of(batch).items():
+                path = self._paths[id(layer)]
+                found.setdefault(path, PopulationMoments(moments.channels)).merge(moments)
+        return found
 
     def value(self, found: dict[str, PopulationMoments], index: int, count: int) -> PopulationStatistics:
         """What was found over a shard, with the levels before."""
