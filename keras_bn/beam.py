@@ -10,7 +10,7 @@ import keras
 
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery.population_statistics import PopulationStatistics
-from keras_bn.surgery.shards import ShardObserver
+from keras_bn.surgery.shards import ShardObserver, loaded
 
 try:
     import apache_beam
@@ -20,7 +20,7 @@ except ImportError as error:
     ) from error
 
 
-class EstimateStatistics(apache_beam.CombineFn):  # type: ignore[misc]
+class EstimateStatistics(apache_beam.CombineFn):
     """Combine batches of inputs into the population statistics of a model's BN layers.
 
     Each element is one batch in the form that the model takes. Every worker loads the model once. Batches may
@@ -47,8 +47,7 @@ class EstimateStatistics(apache_beam.CombineFn):  # type: ignore[misc]
         statistics: PopulationStatistics | str | os.PathLike[str] | None = None,
     ) -> None:
         self._model_file, self._layers, self._estimator = os.fspath(model_file), layers, estimator
-        is_value = statistics is None or isinstance(statistics, PopulationStatistics)
-        self._earlier = statistics if is_value else PopulationStatistics.load(statistics)
+        self._earlier = None if statistics is None else loaded(statistics)
         self._observer: ShardObserver | None = None
 
     def setup(self) -> None:
