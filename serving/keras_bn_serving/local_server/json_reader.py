@@ -7,6 +7,7 @@ Infinity are numbers, the first of two equal keys counts, and what follows the d
 
 import json
 import math
+import re
 import secrets
 from typing import Any
 
@@ -23,6 +24,10 @@ _MAX_STRINGS = 1000  # after so many, a big array is not worth looking for
 # It is drawn by lot, so that no document holds it.
 _MARK = f"-0.{secrets.randbelow(10**16):016}e-"
 
+# NaN, Infinity and -Infinity are words of Python's json; these stand for them where they are not in a string.
+_WORDS = {b"Inf": b"Infinity", b"-Inf": b"-Infinity", b"-NaN": b"NaN"}
+_OTHER_WORDS = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Inf(?:inity)?\b|-NaN\b', re.DOTALL)
+
 
 def parse(body: bytes) -> Any:
     """The document's value, with an ndarray (int64 or float64) for a big array of numbers.
@@ -30,6 +35,8 @@ def parse(body: bytes) -> Any:
     Bytes that are not UTF-8 come back as lone surrogates; more than some 1,000 levels are refused.
     """
     rest, arrays = _lift(body.removeprefix(b"\xef\xbb\xbf"))
+    if b"Inf" in rest or b"-NaN" in rest:
+        rest = _OTHER_WORDS.sub(lambda match: _WORDS.get(match[0], match[0]), rest)
 
     def number(literal: str) -> Any:
         if arrays and literal.startswith(_MARK):

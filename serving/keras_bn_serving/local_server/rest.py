@@ -1,5 +1,6 @@
 """The REST API: what a request target means, and the document that answers it."""
 
+import json
 import re
 import time
 import zlib
@@ -7,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-import orjson
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
-from keras_bn_serving.local_server import json_reader, metrics, responses, rest_methods
+from keras_bn_serving.local_server import json_reader, json_writer, metrics, responses, rest_methods
 from keras_bn_serving.local_server.catalog import MonitoringConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import AVAILABLE, Manager, State
@@ -97,18 +98,18 @@ class RestApi:
                 match = re.fullmatch(_PATTERNS.get(request.method, "(?!)"), request.target, re.IGNORECASE)
                 if match:
                     name, verb = _decoded(request, match["name"]) or "", match.groupdict().get("verb", "")
-                body = _encoded(self._handle(request, match, name, verb))
+                body = self._handle(request, match, name, verb)
         except Exception as failure:
             error = from_exception(failure)
             code = error.code
             if message := str(error):
-                body = _encoded({"error": message.encode("utf-8", "replace").decode()})
+                body = json_writer.error(message)
         metrics.record("REST", verb, name, code, started, self._flags.log_requests)
         headers = _CORS if self._flags.rest_api_enable_cors_support else {}
         kind = "text/html" if request.method == "OPTIONS" else _JSON
         return Response(HTTP_STATUS[code], kind, body, headers)
 
-    def _handle(self, request: Request, match: re.Match[str] | None, name: str, verb: str) -> Any:
+    def _handle(self, request: Request, match: re.Match[str] | None, name: str, verb: str) -> bytes:
         # The pattern ignores case, the verb does not.
         if match is None or verb not in ("", *rest_methods.VERBS):
             raise _malformed(request)
@@ -124,11 +125,12 @@ class RestApi:
                 return rest_methods.VERBS[verb](model, signature_name, document, timeout_ms)
         require(name, "Missing model name in request.")
         if match["metadata"] != "/metadata":
-            return _plain(responses.status_response(self._manager, name, number))
+            return f"{_text(responses.status_response(self._manager, name, number))}\n".encode()
         with self._manager.use(name, number, label) as (number, model):
-            signatures = _plain(responses.signature_map(model))
-        spec = _plain(responses.spec_of(name, number))
-        return {"model_spec": spec, "metadata": {"signature_def": signatures}}
+            signatures = _text(responses.signature_map(model))
+        spec = _text(responses.spec_of(name, number))
+        metadata = f'"metadata": {{"signature_def": {signatures}\n}}'
+        return f'{{\n"model_spec":{spec}\n,\n{metadata}\n}}\n'.encode()
 
     def _admin(self, path: str) -> Response:
         """What TF Serving's users miss: `/healthz` answers while the process lives, `/readyz` is 503 until
@@ -142,11 +144,7 @@ class RestApi:
             for name, (versions, labels) in models.items():
                 listed = [{"version": one.number, "state": State.Name(one.state)} for one in versions]
                 document["models"].append({"name": name, "versions": listed, "labels": labels})
-        return Response(status, _JSON, _encoded(document))
-
-
-def _encoded(document: Any) -> bytes:
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(status, _JSON, json.dumps(document).encode())
 
 
 def _malformed(request: Request) -> InvalidArgumentError:
@@ -161,9 +159,13 @@ def _decoded(request: Request, text: str | None) -> str | None:
         raise _malformed(request) from None
 
 
-def _plain(message: Any) -> dict[str, Any]:
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+def _text(message: Message) -> str:
+    return json_format.MessageToJson(
+        message,
+        indent=1,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        ensure_ascii=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""The methods of REST: parsed documents in, documents for orjson out."""
+"""The methods of REST: parsed documents in, the bytes of documents out."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import numpy as np
 from tensorflow.core.example import example_pb2
 from tensorflow_serving.apis import input_pb2
 
-from keras_bn_serving.local_server import inference, rest_tensors
+from keras_bn_serving.local_server import inference, json_writer, rest_tensors
 from keras_bn_serving.local_server.inference import Model
-from keras_bn_serving.local_server.rest_tensors import json_type, quote, to_json
+from keras_bn_serving.local_server.rest_tensors import json_type, quote
 from keras_bn_serving.local_server.status import require
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 from keras_bn_serving.wire.json_values import is_base64
@@ -28,7 +28,7 @@ def _refusal(document: Any, why: str) -> ServingError:
     return InvalidArgumentError(f"JSON Value: {quote(document)} {why}")
 
 
-def _predict(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> dict[str, Any]:
+def _predict(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> bytes:
     key = signature_name or inference.DEFAULT_SIGNATURE
     require(key in model.signatures, f'Serving signature name: "{key}" not found in signature def')
     signature = model.signatures[key]
@@ -42,15 +42,15 @@ def _predict(model: Model, signature_name: str, document: dict[str, Any], timeou
         instances = _array(document, "instances", "", "No values in 'instances' array")
         inputs = rest_tensors.rows(instances, signature.inputs)
         outputs = inference.predict(model, signature, inputs, (), timeout_ms)
-        return {"predictions": _by_row(outputs, signature)}
+        return _by_row(outputs, signature)
     require("inputs" in document, "Missing 'inputs' or 'instances' key")
     inputs = rest_tensors.columns(document["inputs"], signature.inputs)
     outputs = inference.predict(model, signature, inputs, (), timeout_ms)
-    values = {alias: to_json(array, alias) for alias, array in outputs.items()}
-    return {"outputs": values if len(values) > 1 else next(iter(values.values()))}
+    values = {alias: json_writer.values(array, alias) for alias, array in outputs.items()}
+    return json_writer.document("outputs", values if len(values) > 1 else next(iter(values.values())))
 
 
-def _by_row(outputs: dict[str, np.ndarray], signature: inference.SignatureDef) -> Any:
+def _by_row(outputs: dict[str, np.ndarray], signature: inference.SignatureDef) -> bytes:
     count = None
     for alias, array in outputs.items():
         name = signature.outputs[alias].name.removesuffix(":0")
@@ -59,24 +59,28 @@ def _by_row(outputs: dict[str, np.ndarray], signature: inference.SignatureDef) -
         what = f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {count}"
         require(len(array) == count, what)
     if len(outputs) == 1:
-        return to_json(array, alias)
-    return [
-        {alias: to_json(array[row, ...], alias) for alias, array in outputs.items()}
-        for row in range(count or 0)
-    ]
+        return json_writer.document("predictions", json_writer.values(array, alias), inline=True, rows=True)
+    columns = {alias: json_writer.values(array, alias) for alias, array in outputs.items()}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return json_writer.objects("predictions", rows)
 
 
-def _classify(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> dict[str, Any]:
+def _classify(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> bytes:
     arguments = inference.CLASSIFY, signature_name, _input(document), timeout_ms
     result: Any = inference.one_task(model, *arguments)
     rows = [example.classes for example in result.classifications]
-    return {"results": [[[one.label, to_json(np.float32(one.score))] for one in row] for row in rows]}
+    results = [
+        [[json_writer.quoted(one.label), json_writer.values(np.float32(one.score))] for one in row]
+        for row in rows
+    ]
+    return json_writer.document("results", results, inline=True, rows=True)
 
 
-def _regress(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> dict[str, Any]:
+def _regress(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> bytes:
     arguments = inference.REGRESS, signature_name, _input(document), timeout_ms
     result: Any = inference.one_task(model, *arguments)
-    return {"results": to_json(np.array([one.value for one in result.regressions], np.float32))}
+    values = json_writer.values(np.array([one.value for one in result.regressions], np.float32))
+    return json_writer.document("results", values, inline=True)
 
 
 VERBS = {"predict": _predict, "classify": _classify, "regress": _regress}

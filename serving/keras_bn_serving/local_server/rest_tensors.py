@@ -1,12 +1,13 @@
-"""JSON values and arrays: row format (`instances`), columnar format (`inputs`), and outputs."""
+"""JSON values to arrays: row format (`instances`) and columnar format (`inputs`)."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import orjson
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from keras_bn_serving.local_server.status import require
@@ -37,6 +38,10 @@ def rows(instances: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     if not isinstance(instances[0], dict) or json_values.is_base64(instances[0]):
         what = f"instances is a plain list, but expecting list of objects {_SEVERAL}"
         require(len(inputs) == 1, what)
+        for index, element in enumerate(instances):
+            if isinstance(element, dict) and not json_values.is_base64(element):
+                what = f"Expecting value/list but got object at item {index} of input list"
+                raise InvalidArgumentError(what)
         return {alias: _column(instances, info.dtype, "") for alias, info in inputs.items()}
     for index, element in enumerate(instances):
         require(isinstance(element, dict), f"Expecting object but got list at item {index} of input list")
@@ -57,38 +62,91 @@ def _column(values: Any, dtype: int, where: str) -> np.ndarray:
     try:
         return to_array(values, dtype)
     except ServingError:
-        for index, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
-            try:
-                to_array(value, dtype)
-            except ServingError as error:
-                what = f"Failed to process element: {index}{where} of 'instances' list. Error: {error.status}"
-                raise InvalidArgumentError(what) from None
+        _explain_rows(_lists(values), dtype, where)
         raise
+
+
+def _explain_rows(values: list[Any], dtype: int, where: str) -> None:
+    """Raise the error of the first row that is no tensor by itself, or not of the first row's shape."""
+    first: list[int] = []
+    for index, value in enumerate(values):
+        shape = _shape(value)
+        try:
+            _explain(value, dtype, shape)
+            if index == 0:
+                first = shape
+            sizes = math.prod(first), math.prod(shape)
+            if sizes[0] != sizes[1]:
+                raise InvalidArgumentError(f"Expecting tensor size: {sizes[0]} but got: {sizes[1]}")
+            if first != shape:
+                shapes = [f"[{','.join(map(str, one))}]" for one in (first, shape)]
+                raise InvalidArgumentError(f"Expecting shape {shapes[0]} but got: {shapes[1]}")
+        except ServingError as error:
+            what = f"Failed to process element: {index}{where} of 'instances' list. Error: {error.status}"
+            raise InvalidArgumentError(what) from None
+
+
+def _explain(value: Any, dtype: int, shape: list[int], level: int = 0) -> None:
+    """Raise the error of the first value in a nesting that keeps it from being a tensor of this shape."""
+    rank = len(shape)
+    if not isinstance(value, list):
+        if level != rank:
+            where = f"at incorrect level: {level + 1} in the JSON DOM. Expected at level: {rank}"
+            raise InvalidArgumentError(f"JSON Value: {quote(value)} found {where}")
+        _cast([value], _dtype(dtype))
+        return
+    if level >= rank:
+        raise InvalidArgumentError(f"Encountered list at unexpected level: {level} expected < {rank}")
+    if len(value) != shape[level]:
+        what = f"Encountered list at unexpected size: {len(value)} at level: {level}"
+        raise InvalidArgumentError(f"{what} expected size: {shape[level]}")
+    for item in value:
+        _explain(item, dtype, shape, level + 1)
 
 
 def to_array(value: Any, dtype: int) -> np.ndarray:
     """The tensor of type `dtype` (a DataType number) that a JSON value stands for, of its nesting's shape.
 
+    The first element of each list says how long the lists within it are, and how deep the nesting is.
     INVALID_ARGUMENT for ragged nesting and other types, UNIMPLEMENTED for a dtype without JSON form.
     """
-    target = numpy_dtype(BY_NUMBER[dtype].name) if dtype in BY_NUMBER else np.dtype(np.void)
+    target = _dtype(dtype)
     if isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
         alike = len({item.shape for item in value}) == 1
-        value = np.stack(value) if alike else [item.tolist() for item in value]
-    shape: list[int] = []
-    level: Any = [value]
+        value = np.stack(value) if alike else _lists(value)
     if isinstance(value, np.ndarray):
-        shape, level = list(value.shape), value.reshape(-1)
-    while len(level) and isinstance(level[0], list):
-        size = len(level[0])
-        for item in level:
-            if not isinstance(item, list) or len(item) != size:
-                what = f"Encountered {quote(item)} at level: {len(shape)}, where a list of {size} is expected"
-                raise InvalidArgumentError(what)
-        level = list(chain.from_iterable(level))
-        shape.append(size)
+        return _cast(value.reshape(-1), target).reshape(value.shape)
+    shape = _shape(value)
     require(len(shape) <= MAX_RANK, f"A tensor has at most {MAX_RANK} dimensions")
+    level: Any = [value]
+    for size in shape:
+        if not all(isinstance(item, list) and len(item) == size for item in level):
+            _explain(_lists(value), dtype, shape)
+        level = list(chain.from_iterable(level))
+    if any(isinstance(item, list) for item in level):
+        _explain(_lists(value), dtype, shape)
     return _cast(level, target).reshape(shape)
+
+
+def _shape(value: Any) -> list[int]:
+    shape: list[int] = []
+    while isinstance(value, list | np.ndarray):
+        if isinstance(value, np.ndarray):
+            return [*shape, *value.shape]
+        shape.append(len(value))
+        value = value[0] if value else None
+    return shape
+
+
+def _lists(value: Any) -> Any:
+    """A value with lists in the place of arrays."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_lists(item) for item in value] if isinstance(value, list) else value
+
+
+def _dtype(number: int) -> np.dtype:
+    return numpy_dtype(BY_NUMBER[number].name) if number in BY_NUMBER else np.dtype(np.void)
 
 
 def _cast(flat: Any, target: np.dtype) -> np.ndarray:
@@ -135,8 +193,7 @@ def quote(value: Any) -> str:
 def _tokens(value: Any, line: str) -> Iterator[str]:
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if not value or not isinstance(value, list | dict):
-        token = json.dumps(value, ensure_ascii=False)
-        yield "" if token in ("NaN", "Infinity", "-Infinity") else token
+        yield _number(value) if _is_number(value) else json.dumps(value, ensure_ascii=False)
         return
     inner, comma, ends = ("", ", ", "[]") if isinstance(value, list) else (f"{line}    ", ",", "{}")
     for index, item in enumerate(value):
@@ -145,6 +202,30 @@ def _tokens(value: Any, line: str) -> Iterator[str]:
             yield f"{json.dumps(item, ensure_ascii=False)}: "
         yield from _tokens(value[item] if isinstance(value, dict) else item, inner or line)
     yield ends[1] if isinstance(value, list) else f"{line}{ends[1]}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: int | float) -> str:
+    """A number as RapidJSON writes it: integers of 64 bits, else the shortest decimal; "" if not finite."""
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return str(value)
+    if not math.isfinite(value):
+        return ""
+    sign, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    text, point = "".join(map(str, digits)), len(digits) + exponent  # 0.text times 10 ** point
+    if len(text) <= point <= 21:
+        text = f"{text.ljust(point, '0')}.0"
+    elif 0 < point <= 21:
+        text = f"{text[:point]}.{text[point:]}"
+    elif -6 < point <= 0:
+        text = f"0.{'0' * -point}{text}"
+    else:
+        text = f"{text[0]}{'.' if text[1:] else ''}{text[1:]}e{point - 1}"
+    return f"{'-' if sign else ''}{text}"
 
 
 def json_type(value: Any) -> str:
@@ -166,18 +247,3 @@ def to_bytes(value: Any) -> bytes:
         return json_values.from_base64(value)
     except ValueError:
         raise InvalidArgumentError("Unable to base64 decode") from None
-
-
-def to_json(array: np.ndarray, alias: str = "") -> Any:
-    """An array, or a row of one, as orjson takes it. Strings are base64 objects if `alias` ends in `_bytes`.
-
-    Numbers are written with the fewest digits that read back as the same number of their type.
-    """
-    array = np.asarray(array)
-    if array.dtype.kind not in _JSON_TYPES or array.dtype in _NO_JSON:
-        raise InvalidArgumentError(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
-    if array.dtype.kind == "O":
-        form = json_values.to_base64 if alias.endswith("_bytes") else json_values.to_text
-        text = json.dumps(array.tolist(), ensure_ascii=False, default=form)
-        return orjson.Fragment(json_values.from_text(text))
-    return json_values.numbers(array)

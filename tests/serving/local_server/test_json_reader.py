@@ -154,3 +154,29 @@ def test_what_is_no_rectangle_of_plain_numbers_is_left_to_json(text: bytes) -> N
 def test_big_arrays_that_are_no_json_are_refused(new: bytes) -> None:
     with pytest.raises(InvalidArgumentError, match="JSON Parse error"):
         json_reader.parse(_but(b"5,", new))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Inf", math.inf),
+        ("-Inf", -math.inf),
+        ("Infinity", math.inf),
+        ("-Infinity", -math.inf),
+        ("-NaN", math.nan),
+    ],
+)
+def test_words_for_numbers(text: str, value: float) -> None:
+    body = f'{{"Inf": "-NaN \\" Inf", "x": [{text}, 1, {text}], "y": {text}}}'.encode()
+    read = json_reader.parse(body)
+    assert read["Inf"] == '-NaN " Inf', "within strings they are text"
+    np.testing.assert_array_equal(read["x"], [value, 1, value])
+    np.testing.assert_array_equal(read["y"], value)
+
+
+@pytest.mark.parametrize(
+    "text", ["Nan", "inf", "INF", "Infi", "-Infinit", "+Inf", "--Inf", "Infx", "1Inf", "-nan"]
+)
+def test_other_words_are_errors(text: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        json_reader.parse(f'{{"x": [{text}]}}'.encode())
