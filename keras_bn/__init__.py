@@ -13,6 +13,7 @@ from keras_bn.layers.joined import JoinedBatchNormalization
 from keras_bn.layers.renorm import BatchRenormalization
 from keras_bn.layers.sequence import SequenceBatchNormalization
 from keras_bn.saving.check import verify_inference_mode
+from keras_bn.saving.drift import drift
 from keras_bn.saving.export import export
 from keras_bn.surgery.convert import convert
 from keras_bn.surgery.fold import fold
@@ -37,6 +38,7 @@ __all__ = [
     "PopulationStatistics",
     "SequenceBatchNormalization",
     "convert",
+    "drift",
     "export",
     "fold",
     "freeze",

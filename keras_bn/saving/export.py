@@ -28,6 +28,7 @@ def export(
     batch_sizes: Sequence[int] | None = None,
     image_bytes: str | Callable[[tf.Tensor], tf.Tensor] | None = None,
     fused: bool = False,
+    reference: Any = None,
 ) -> Path:
     """Write `model` as `base_path/<version>/`, checked to answer in inference mode, and return that folder.
 
@@ -81,6 +82,9 @@ def export(
         fused: If True, let TensorFlow fuse the graph now instead of whenever it is loaded. The result loads
             faster, but has operations that only TensorFlow knows: OpenVINO, LiteRT and tf2onnx cannot read
             it.
+        reference: Data like that which the model was trained on, whatever `Model.predict` takes. The
+            statistics of the model's inputs and of the inputs of its BN layers over it travel with the
+            version (`assets.extra/keras_bn_reference.npz`), and `keras_bn.drift` compares requests with them.
 
     Raises:
         KerasBNError: the model is not built and there are no examples; a layer is stateful; the version is
@@ -114,4 +118,5 @@ def export(
         batch_sizes=batch_sizes,
         image_bytes=image_bytes,
         fused=fused,
+        reference=reference,
     )

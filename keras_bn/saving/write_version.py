@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.saving import images, warm_up
+from keras_bn.saving import reference as statistics
 from keras_bn.saving.batch_independence import check
 from keras_bn.saving.examples import Tensors, batch_size, generated, given
 from keras_bn.saving.faithfulness import compare
@@ -50,6 +51,7 @@ def write_version(
     batch_sizes: Sequence[int] | None,
     image_bytes: str | Callable[[tf.Tensor], tf.Tensor] | None,
     fused: bool,
+    reference: Any = None,
 ) -> Path:
     """See `keras_bn.export`, whose arguments these are."""
     check_target(base_path, version)
@@ -61,6 +63,9 @@ def write_version(
     if decoder is not None:
         requests.append((SERVING_IMAGE, {IMAGE_BYTES: images.made_up(decoder, count=1)}))
     exported, fold_record = _folded(model) if fold else (model, None)
+    statistics_of_data = (
+        {} if reference is None else statistics.of_model(model, [*signature.inputs], reference)
+    )
     options = Options(fold=fold, bfloat16=precision == "bfloat16", fused=fused)
 
     def write(folder: Path) -> None:
@@ -96,6 +101,8 @@ def write_version(
             "difference": fidelity.difference,
             "fold": fold_record and {**fold_record, "operations": folded_operations},
         }
+        if reference is not None:
+            record["reference"] = statistics.write(folder, statistics_of_data)
         write_record(folder, record)
 
     return publish(base_path, version, write)

@@ -45,21 +45,32 @@ class ExampleStatistics:
     def update(self, values: NDArray[Any]) -> None:
         """Add a batch, `(examples, ..., channels)`."""
         table = values.reshape(len(values), -1, values.shape[-1]).astype(np.float64)
-        self.update_rows(table, np.zeros_like(table))
+        self.update_rows(np.ones(table.shape[:2]), table, np.zeros_like(table))
 
-    def update_rows(self, means: NDArray[Any], variances: NDArray[Any]) -> None:
-        """Add a batch as means and variances of rows of equal length, both `(examples, rows, channels)`."""
+    def update_rows(self, counts: NDArray[Any], means: NDArray[Any], variances: NDArray[Any]) -> None:
+        """Add a batch as counts, means and variances of rows.
+
+        Args:
+            counts: The number of values per channel in each row, `(examples, rows)`.
+            means: `(examples, rows, channels)`.
+            variances: Biased, `(examples, rows, channels)`.
+        """
+        counts, means, variances = (np.asarray(each, np.float64) for each in (counts, means, variances))
+        present = counts.sum(1) > 0  # a mask may leave nothing of an example
+        counts, means, variances = counts[present], means[present], variances[present]
         if not means.size:
             return
-        mean = means.mean((0, 1), dtype=np.float64)
-        variance = (variances + (means - mean) ** 2).mean((0, 1), dtype=np.float64)
-        self.moments.update_moments(means.shape[0] * means.shape[1], mean, variance)
+        share = counts / counts.sum()
+        mean = np.einsum("er,erc->c", share, means)
+        variance = np.einsum("er,erc->c", share, variances + (means - mean) ** 2)
+        self.moments.update_moments(int(counts.sum()), mean, variance)
         self._examples += len(means)
         if sum(map(len, self._features)) >= _KEPT:
             return
+        weights = counts / counts.sum(1, keepdims=True)
         z = (means - self.center) / self.scale
-        z_bar = z.mean(1)
-        squares = (z**2 + variances / self.scale**2).mean((1, 2))
+        z_bar = np.einsum("er,erc->ec", weights, z)
+        squares = np.einsum("er,erc->ec", weights, z**2 + variances / self.scale**2).mean(1)
         self._features.append(
             np.stack([z_bar.mean(1), np.sqrt((z_bar**2).mean(1)), np.abs(z_bar).max(1), squares], 1)
         )

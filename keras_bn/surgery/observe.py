@@ -229,14 +229,18 @@ class Observer:
         The weights and statistics of the model must not change between calls.
         """
         result: dict[keras.Layer, PopulationMoments] = {}
+        pool(self.sights_of(batch), result)
+        return result
+
+    def sights_of(self, batch: Any) -> list[Sight]:
+        """What is seen of one batch, as for `moments_of`."""
         values = inputs_of(self.program, batch)
         with state_kept(self._model):
             if self._running is None:
                 self._running, sights = self._started(values)
             else:
                 sights, _ = self._running(values)
-        pool(sights, result)
-        return result
+        return sights
 
     def order(self, batch: Any) -> dict[Step, list[keras.Layer]]:
         """The observed layers that each step of the program calls, in the order of the calls."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_bn.errors import KerasBNError
-from keras_bn.inspection.drift import compare
+from keras_bn.statistics.drift import compare
 from keras_bn.statistics.examples import ExampleStatistics
 
 
@@ -64,9 +64,21 @@ def test_rows_are_as_good_as_values():
     images = np.random.default_rng(4).normal(5, 2, (50, 4, 6, 2))
     values = statistics(images, images[:8])
     rows = ExampleStatistics(values.center, values.scale)
-    rows.update_rows(images.mean(2), images.var(2))
+    rows.update_rows(np.full((50, 4), 6), images.mean(2), images.var(2))
     np.testing.assert_allclose(rows.features, values.features, rtol=1e-12)
     np.testing.assert_allclose(rows.moments.variance, values.moments.variance, rtol=1e-12)
+
+
+def test_masked_rows_do_not_count():
+    images = np.random.default_rng(7).normal(5, 2, (40, 6, 2))
+    lengths = np.arange(40) % 7  # some examples have nothing left
+    mask = np.arange(6) < lengths[:, None]
+    masked = ExampleStatistics(np.zeros(2), np.ones(2))
+    masked.update_rows(mask, np.where(mask[..., None], images, 1e9), np.zeros_like(images))
+    kept = images[mask]
+    assert masked.examples == (lengths > 0).sum()
+    np.testing.assert_allclose(masked.moments.mean, kept.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(masked.moments.variance, kept.var(0), rtol=1e-12)
 
 
 def test_the_statistics_round_trip_through_arrays():

@@ -1,0 +1,158 @@
+"""The statistics of a model's data that travel with an export, for comparing later data with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_bn._keras import flatten_layers
+from keras_bn.data import batches
+from keras_bn.errors import KerasBNError
+from keras_bn.saving.record import EXTRA
+from keras_bn.statistics.examples import ExampleStatistics
+from keras_bn.surgery.normalizations import batch_normalizations, is_batch_normalization
+from keras_bn.surgery.observe import Observer, Sight
+
+FILE = "keras_bn_reference.npz"
+
+Statistics = dict[str, ExampleStatistics]
+
+
+def of_inputs(batch: Mapping[str, NDArray[Any]], known: Statistics | None, into: Statistics) -> None:
+    """Add a batch of a model's inputs, by name, to `into`; numbers only.
+
+    Args:
+        known: The reference that gives center and scale, or None to take them from this batch.
+    """
+    for name, value in batch.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub" or not len(array):
+            continue
+        array = array.reshape(len(array), -1) if array.ndim == 1 else array
+        key = f"input {name}"
+        if known is not None and key not in known:
+            raise KerasBNError(f"The reference has no input {name!r}; it has {', '.join(known)}.")
+        if key not in into:
+            into[key] = _like(known[key]) if known else ExampleStatistics.around(array)
+        if array.shape[-1] != len(into[key].center):
+            raise KerasBNError(
+                f"Input {name!r} has {array.shape[-1]} channels on its last axis, but the reference has "
+                f"{len(into[key].center)}."
+            )
+        into[key].update(array)
+
+
+def of_model(
+    model: keras.Model,
+    names: Sequence[str],
+    data: Any,
+    known: Statistics | None = None,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+) -> Statistics:
+    """The statistics of a model's inputs and of the inputs of its BN layers over data.
+
+    Args:
+        model: A built model.
+        names: The names of its inputs, in order.
+        data: Whatever `Model.predict` takes.
+        known: The reference that gives center and scale, or None.
+    """
+    has_normalizations = any(map(is_batch_normalization, flatten_layers(model)))
+    found = batch_normalizations(model) if has_normalizations else []
+    paths = {id(each.layer): each.path for each in found}
+    observer: Observer | None = None
+    result: Statistics = {}
+    for batch in batches(model, data, batch_size, steps):
+        leaves = [np.asarray(leaf) for leaf in keras.tree.flatten(batch)]
+        of_inputs(dict(zip(names, leaves, strict=True)), known, result)
+        if not found:
+            continue
+        if observer is None:
+            observer = Observer(model, [each.layer for each in found if each.layer.built], batch)
+        for sight in observer.sights_of(batch):
+            _add(sight, paths[id(sight.layer)], len(leaves[0]), result)
+    return result
+
+
+def write(folder: Path, statistics: Statistics) -> dict[str, Any]:
+    """Write the statistics into a version; returns what the record says of them."""
+    arrays = {
+        f"{i}.{name}": array
+        for i, each in enumerate(statistics.values())
+        for name, array in each.to_arrays().items()
+    }
+    names = np.array(list(statistics))
+    np.savez_compressed(folder / EXTRA / FILE, allow_pickle=False, names=names, **arrays)
+    return {
+        "file": FILE,
+        "tensors": {
+            name: {"examples": each.examples, "values_per_channel": each.moments.count}
+            for name, each in statistics.items()
+        },
+    }
+
+
+def read(path: str | os.PathLike[str]) -> Statistics:
+    """The statistics of a version, or of the highest version in a base path.
+
+    Raises:
+        KerasBNError: There is no version, or it was exported without a reference.
+    """
+    folder = _version(Path(path))
+    file = folder / EXTRA / FILE
+    if not file.exists():
+        raise KerasBNError(
+            f"{folder} has no statistics to compare with; export the model with reference=data, or "
+            "keras-bn export --reference DATA."
+        )
+    with np.load(file, allow_pickle=False) as loaded:
+        arrays = dict(loaded)
+    result = {}
+    for i, name in enumerate(arrays["names"]):
+        prefix = f"{i}."
+        result[str(name)] = ExampleStatistics.from_arrays(
+            {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+        )
+    return result
+
+
+def _version(path: Path) -> Path:
+    if (path / "saved_model.pb").exists():
+        return path
+    versions = [each for each in path.iterdir() if each.name.isdecimal()] if path.is_dir() else []
+    if not versions:
+        raise KerasBNError(f"{path} is neither an exported version nor a folder of versions.")
+    return max(versions, key=lambda each: int(each.name))
+
+
+def _like(known: ExampleStatistics) -> ExampleStatistics:
+    return ExampleStatistics(known.center, known.scale)
+
+
+def _add(sight: Sight, path: str, examples: int, into: Statistics) -> None:
+    """Add what was seen of a batch; rows that do not belong to whole examples are left out."""
+    count, mean, variance = (np.asarray(each, np.float64) for each in sight.rows)
+    rows, channels = mean.shape
+    if not examples or rows % examples:
+        return
+    layer: Any = sight.layer
+    if path not in into:
+        center = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), np.float64)
+        spread = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), np.float64) + layer.epsilon
+        if center.shape != (channels,):  # statistics for each step of a sequence
+            center, spread = center.mean(0), spread.mean(0)
+        into[path] = ExampleStatistics(center, np.sqrt(spread))
+    shape = (examples, rows // examples, channels)
+    into[path].update_rows(
+        np.broadcast_to(count, (rows, 1)).reshape(shape[:2]),
+        mean.reshape(shape),
+        np.broadcast_to(variance, mean.shape).reshape(shape),
+    )
