@@ -7,6 +7,7 @@ from keras_bn_serving.client.endpoint import Endpoint
 from keras_bn_serving.client.exchange import Codec, Exchange
 from keras_bn_serving.client.http_messages import FAILURES, Messages, Route, encode, failure, route
 from keras_bn_serving.client.rest import RestCodec
+from keras_bn_serving.client.transport import closed
 
 
 class AsyncHttpTransport:
@@ -18,6 +19,7 @@ class AsyncHttpTransport:
         self._route = route(endpoint)
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._closed = False
 
     async def send(self, exchange: Exchange) -> bytes:
         """See AsyncTransport."""
@@ -26,6 +28,8 @@ class AsyncHttpTransport:
         try:
             connection = self._take() or await _open(self._route, deadline)
             self._busy.add(connection)
+            if self._closed:  # perhaps while this connection was opened
+                raise closed()
             pieces = encode(connection.messages, self._route, exchange, self._endpoint.compress)
             await connection.ask(pieces, deadline)
             kept = connection.messages.finish()
@@ -37,13 +41,14 @@ class AsyncHttpTransport:
         finally:
             if connection is not None:
                 self._busy.discard(connection)
-                if kept:
+                if kept and not self._closed:
                     self._idle.append(connection)
                 else:
                     connection.close()
 
     def close(self) -> None:
         """See AsyncTransport."""
+        self._closed = True
         for connection in [*self._idle, *self._busy]:
             connection.close()
         self._idle.clear()

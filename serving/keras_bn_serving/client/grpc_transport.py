@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,8 @@ import grpc
 from keras_bn_serving.client.endpoint import Endpoint
 from keras_bn_serving.client.exchange import Codec, Exchange
 from keras_bn_serving.client.grpc_codec import GrpcCodec
+from keras_bn_serving.client.transport import closed
 from keras_bn_serving.wire.errors import (
-    FailedPreconditionError,
     InvalidArgumentError,
     ServingError,
     UnavailableError,
@@ -30,7 +31,7 @@ _OPTIONS = (
 )
 # In a process that was forked after gRPC had been used, the first connections fail with this text before
 # anything is sent, and the next succeed. (gRPC's own support of forks, GRPC_ENABLE_FORK_SUPPORT, hangs in the
-# child where another thread was in a call: measured with grpcio 1.7x.)
+# child where another thread was in a call: measured with grpcio 1.85.3.)
 _FORKED = "file descriptor generation"
 _FORKED_ATTEMPTS = 5
 
@@ -57,10 +58,11 @@ class GrpcTransport(_GrpcTransport):
 
     def send(self, exchange: Exchange) -> bytes:
         """See Transport."""
-        call = self._call(exchange.path)
+        call, deadline = self._call(exchange.path), time.monotonic() + exchange.timeout
         for attempt in range(_FORKED_ATTEMPTS):
+            left = max(0.0, deadline - time.monotonic())
             try:
-                return call(exchange.body, timeout=exchange.timeout, metadata=self._metadata)
+                return call(exchange.body, timeout=left, metadata=self._metadata)
             except (grpc.RpcError, ValueError) as failure:
                 error = _error(failure)
                 if _FORKED not in str(error) or attempt == _FORKED_ATTEMPTS - 1:
@@ -76,15 +78,16 @@ class AsyncGrpcTransport(_GrpcTransport):
 
     async def send(self, exchange: Exchange) -> bytes:
         """See AsyncTransport."""
+        deadline = time.monotonic() + exchange.timeout
         for attempt in range(_FORKED_ATTEMPTS):
             try:
-                return await self._send_once(exchange)
+                return await self._send_once(exchange, max(0.0, deadline - time.monotonic()))
             except UnavailableError as error:
                 if _FORKED not in str(error) or attempt == _FORKED_ATTEMPTS - 1:
                     raise
         raise AssertionError
 
-    async def _send_once(self, exchange: Exchange) -> bytes:
+    async def _send_once(self, exchange: Exchange, left: float) -> bytes:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -97,9 +100,7 @@ class AsyncGrpcTransport(_GrpcTransport):
                 loop.call_soon_threadsafe(wake)
 
         try:
-            call = self._call(exchange.path).future(
-                exchange.body, timeout=exchange.timeout, metadata=self._metadata
-            )
+            call = self._call(exchange.path).future(exchange.body, timeout=left, metadata=self._metadata)
         except ValueError as failure:
             raise _error(failure) from failure
         call.add_done_callback(hand_over)
@@ -140,8 +141,8 @@ def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:
 
 
 def _error(error: Any) -> ServingError:
-    if isinstance(error, ValueError):  # grpc's own, of a closed channel or of metadata
-        return FailedPreconditionError(f"the call could not be made: {error}")
+    if isinstance(error, ValueError):  # what a closed channel raises
+        return closed()
     if isinstance(error, grpc.FutureCancelledError):
         return with_code("CANCELLED", "the call was cancelled: the client was closed")
     name = error.code().name

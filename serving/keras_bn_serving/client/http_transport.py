@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import select
 import socket
 import threading
 import time
@@ -11,6 +10,7 @@ from keras_bn_serving.client.endpoint import Endpoint
 from keras_bn_serving.client.exchange import Codec, Exchange
 from keras_bn_serving.client.http_messages import FAILURES, Messages, Route, encode, failure, route
 from keras_bn_serving.client.rest import RestCodec
+from keras_bn_serving.client.transport import closed
 
 _READ_BYTES = 1 << 18
 
@@ -25,6 +25,7 @@ class HttpTransport:
         # Lists and sets alone are changed by threads, each in one step.
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._closed = False
 
     def send(self, exchange: Exchange) -> bytes:
         """See Transport."""
@@ -32,20 +33,25 @@ class HttpTransport:
         self._busy.add(connection)
         kept = False
         try:
-            connection.exchange(exchange, self._endpoint.compress, time.monotonic() + exchange.timeout)
+            deadline = time.monotonic() + exchange.timeout
+            connection.open(deadline)
+            if self._closed:  # perhaps while this connection was opened
+                raise closed()
+            connection.exchange(exchange, self._endpoint.compress, deadline)
             kept = connection.messages.finish()
             return connection.messages.body()
         except FAILURES as error:
             raise failure(self._endpoint, exchange, error) from error
         finally:
             self._busy.discard(connection)
-            if kept:
+            if kept and not self._closed:
                 self._idle.append(connection)
             else:
                 connection.close()
 
     def close(self) -> None:
         """See Transport."""
+        self._closed = True
         while self._idle:
             self._idle.pop().close()
         for connection in list(self._busy):
@@ -67,18 +73,28 @@ class _Connection:
         self._route = way
         self._socket: socket.socket | None = None
 
-    def exchange(self, exchange: Exchange, compress: bool, deadline: float) -> None:
-        """Send a request and take its answer in."""
+    def open(self, deadline: float) -> None:
+        """Connect, unless it has."""
         if self._socket is None:
             self._socket = _open(self._route, deadline)
+
+    def exchange(self, exchange: Exchange, compress: bool, deadline: float) -> None:
+        """Send a request and take its answer in."""
         pieces = encode(self.messages, self._route, exchange, compress)
-        _ask(self._socket, self.messages, pieces, deadline)
+        _ask(self._socket, self.messages, pieces, deadline)  # type: ignore[arg-type]
 
     def is_quiet(self) -> bool:
         """Whether the server has neither closed the connection nor said anything since the last answer."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)  # type: ignore[arg-type]
-        return not poll.poll(0)
+        if self._socket is None:
+            return False
+        self._socket.setblocking(False)
+        try:
+            socket.socket.recv(self._socket, 1, socket.MSG_PEEK)  # below TLS, where there is any
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def close(self) -> None:
         """Close the socket; whoever reads from it in another thread reads its end."""

@@ -15,8 +15,8 @@ from keras_bn_serving.client.arguments import (
 from keras_bn_serving.client.endpoint import parse_address
 from keras_bn_serving.client.exchange import Target
 from keras_bn_serving.client.operations import Operations
-from keras_bn_serving.client.transport import AsyncTransport, Transport
-from keras_bn_serving.wire.errors import FailedPreconditionError, InvalidArgumentError
+from keras_bn_serving.client.transport import AsyncTransport, Transport, closed
+from keras_bn_serving.wire.errors import InvalidArgumentError
 
 PathLike = str | os.PathLike[str]
 _LARGEST_VERSION = 2**63 - 1  # TF Serving holds versions in an int64
@@ -85,9 +85,7 @@ class Settings:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise FailedPreconditionError(
-                "this client is closed: make another, or close it after the last call"
-            )
+            raise closed()
 
     def _seconds(self, timeout: float | None) -> float:
         return check_seconds(self.timeout if timeout is None else timeout)

@@ -3,6 +3,12 @@
 from typing import Protocol
 
 from keras_bn_serving.client.exchange import Codec, Exchange
+from keras_bn_serving.wire.errors import FailedPreconditionError
+
+
+def closed() -> FailedPreconditionError:
+    """Return the error of a call on a client that is closed."""
+    return FailedPreconditionError("this client is closed: make another, or close it later")
 
 
 class Transport(Protocol):

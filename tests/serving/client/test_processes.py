@@ -4,14 +4,15 @@ import asyncio
 import copy
 import pickle
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from keras_bn_serving.client import AsyncClient, Client
 from keras_bn_serving.client.testing import FakeClient, FakeModel
-from keras_bn_serving.wire.errors import FailedPreconditionError, InvalidArgumentError
-from tests.serving.client.fakes import in_children
+from keras_bn_serving.wire.errors import FailedPreconditionError, InvalidArgumentError, ServingError
+from tests.serving.client.fakes import grpc_server, in_children, raw_server
 from tests.serving.client.test_testing import MODELS
 
 X = np.float32([[1, 2, 3]])
@@ -151,3 +152,44 @@ def test_a_closed_async_client_says_so(address):
                 await call
 
     asyncio.run(closed())
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_closing_ends_the_calls_in_flight(kind):
+    """At once, with an error, and no connection is opened again for another attempt."""
+    started = threading.Barrier(5)
+
+    def never(*_):
+        started.wait()
+        time.sleep(3)
+        raise ConnectionError
+
+    serve = raw_server(never) if kind == "http" else grpc_server(never, "ModelService", "GetModelStatus")
+    with serve as port:
+        address = f"{kind}://127.0.0.1:{port}"
+        client, errors = Client(address, timeout=30), []
+
+        def ask():
+            try:
+                client.status()
+            except ServingError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        started.wait()
+        client.close()
+        for thread in threads:
+            thread.join(2)
+        assert [type(error) for error in errors] == [FailedPreconditionError] * 4
+
+        async def ask_and_close():
+            client = AsyncClient(address, timeout=30)
+            calls = [asyncio.create_task(client.status()) for _ in range(4)]
+            await asyncio.get_running_loop().run_in_executor(None, started.wait)
+            await client.close()
+            return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 2)
+
+        errors = asyncio.run(ask_and_close())
+        assert [type(error) for error in errors] == [FailedPreconditionError] * 4
