@@ -12,11 +12,13 @@ import click
 
 from keras_bn_cli.command_error import CheckSaidNo, CommandError
 from keras_bn_cli.demo_command import demo
+from keras_bn_cli.drift import drift
 from keras_bn_cli.export import export
 from keras_bn_cli.inspect import inspect
 from keras_bn_cli.query import query
+from keras_bn_cli.recalibrate import merge, recalibrate
 from keras_bn_cli.serve import serve
-from keras_bn_cli.surgery import convert, fold, freeze, recalibrate, retrofit, unfreeze
+from keras_bn_cli.surgery import convert, fold, freeze, retrofit, unfreeze
 
 
 class Program(click.Group):
@@ -77,5 +79,19 @@ def program() -> None:
     """
 
 
-for command in (demo, convert, retrofit, recalibrate, fold, freeze, unfreeze, inspect, export, serve, query):
+for command in (
+    demo,
+    convert,
+    retrofit,
+    recalibrate,
+    merge,
+    fold,
+    freeze,
+    unfreeze,
+    inspect,
+    export,
+    drift,
+    serve,
+    query,
+):
     program.add_command(command)

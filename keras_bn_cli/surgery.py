@@ -1,10 +1,10 @@
-"""The commands that rewrite a model: convert, retrofit, recalibrate, fold, freeze, unfreeze."""
+"""The commands that rewrite a model: convert, retrofit, fold, freeze, unfreeze."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from keras_bn.surgery.report import SurgeryResult
 
 
-def _surgery(
+def rewrite_model(
     model_file: Path,
     modules: tuple[str, ...],
     output: Path | None,
@@ -56,7 +56,7 @@ def convert(model_file: Path, **options: Any) -> None:
     \b
       keras-bn convert resnet.keras -o resnet_bn.keras
     """
-    _surgery(model_file, operate=lambda keras_bn, model: keras_bn.convert(model), **options)
+    rewrite_model(model_file, operate=lambda keras_bn, model: keras_bn.convert(model), **options)
 
 
 @click.command()
@@ -110,48 +110,7 @@ def retrofit(
             batch_size=size,
         )
 
-    _surgery(model_file, operate=operate, **options)
-
-
-@click.command()
-@model_argument
-@data_options
-@layers_option
-@click.option(
-    "--estimator",
-    type=click.Choice(("sequential", "batch")),
-    default="sequential",
-    show_default=True,
-    help="What layers before the one estimated normalize by: population statistics, or each batch's.",
-)
-@import_option
-@output_options
-def recalibrate(
-    model_file: Path,
-    data: Path,
-    preprocessing: str,
-    batch_size: int,
-    layers: tuple[str, ...],
-    estimator: Literal["sequential", "batch"],
-    **options: Any,
-) -> None:
-    """Re-estimate the population statistics from data, weights frozen.
-
-    The remedy after training with small batches, averaging weights, or moving to another domain.
-
-    \b
-      keras-bn recalibrate model.keras --data train.npy -o model_recalibrated.keras
-    """
-
-    def operate(keras_bn: Any, model: Any) -> SurgeryResult:
-        from keras_bn_cli.files import read_data
-
-        examples, size = read_data(data, model, preprocessing, batch_size)
-        return keras_bn.recalibrate(
-            model, examples, layers=list(layers) or None, estimator=estimator, batch_size=size
-        )
-
-    _surgery(model_file, operate=operate, **options)
+    rewrite_model(model_file, operate=operate, **options)
 
 
 @click.command()
@@ -164,7 +123,7 @@ def fold(model_file: Path, **options: Any) -> None:
     \b
       keras-bn fold model.keras -o model_folded.keras
     """
-    _surgery(model_file, operate=lambda keras_bn, model: keras_bn.fold(model), **options)
+    rewrite_model(model_file, operate=lambda keras_bn, model: keras_bn.fold(model), **options)
 
 
 @click.command()
@@ -181,7 +140,7 @@ def freeze(model_file: Path, layers: tuple[str, ...], **options: Any) -> None:
     \b
       keras-bn freeze resnet.keras -o resnet_frozen.keras
     """
-    _surgery(
+    rewrite_model(
         model_file, operate=lambda keras_bn, model: keras_bn.freeze(model, list(layers) or None), **options
     )
 
@@ -196,4 +155,4 @@ def unfreeze(model_file: Path, **options: Any) -> None:
     \b
       keras-bn unfreeze resnet_frozen.keras -o resnet.keras
     """
-    _surgery(model_file, operate=lambda keras_bn, model: keras_bn.unfreeze(model), **options)
+    rewrite_model(model_file, operate=lambda keras_bn, model: keras_bn.unfreeze(model), **options)

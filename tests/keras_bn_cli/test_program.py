@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
+import keras_bn as package
 from keras_bn_cli.program import program
 from keras_bn_serving.local_server import flags
 
@@ -298,7 +299,7 @@ def test_help_of_serve_lists_every_flag():
     assert "FOLDER" in done.output
 
 
-COMMANDS = ["demo", "convert", "retrofit", "recalibrate", "fold", "inspect", "export", "serve", "query"]
+COMMANDS = list(program.commands)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
@@ -358,3 +359,56 @@ def test_inspect_refuses_a_page_of_a_saved_model(folder):
     done = keras_bn("inspect", folder / "pictures", "--html", folder / "page.html")
     assert done.exit_code == 2 and "--html is for Keras models" in done.output
     assert not (folder / "page.html").exists()
+
+
+def test_recalibration_in_shards(folder, tmp_path):
+    model, data = folder / "normalized.keras", tmp_path / "data.npy"
+    np.save(data, np.random.default_rng(0).normal(3, 2, (64, 3)).astype("float32"))
+    common = (model, "--data", data, "--estimator", "batch", "--batch-size", "8")
+    for i in range(2):
+        done = keras_bn("recalibrate", *common, "--shard", f"{i}/2", "--save", tmp_path / f"{i}.stats")
+        assert done.exit_code == 0, done.output
+    done = keras_bn("merge", tmp_path / "1.stats", "-o", tmp_path / "half.stats")
+    assert done.exit_code == 0 and "Shards still missing: 0" in done.output
+    done = keras_bn("merge", tmp_path / "1.stats", tmp_path / "0.stats", "-o", tmp_path / "all.stats")
+    assert done.exit_code == 0 and "2 of 2 shards" in done.output, done.output
+    applied = ("--statistics", tmp_path / "all.stats", "-o", tmp_path / "applied.keras")
+    assert keras_bn("recalibrate", model, *applied).exit_code == 0
+    assert keras_bn("recalibrate", *common, "-o", tmp_path / "whole.keras").exit_code == 0
+    one, other = (keras.models.load_model(tmp_path / f"{name}.keras") for name in ("applied", "whole"))
+    for left, right in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("recalibrate", "normalized.keras", "-o", "out.keras"), "Give --data to estimate from"),
+        (("recalibrate", "normalized.keras", "--data", "images.npy", "--shard", "2/2"), "is not I/N"),
+        (
+            ("recalibrate", "normalized.keras", "--data", "images.npy", "--shard", "0/2"),
+            "--shard needs --save",
+        ),
+        (("merge", "images.npy", "-o", "out.stats"), "images.npy is not a file of population statistics"),
+        (("drift", "served", "images.npy"), "--reference DATA"),
+    ],
+)
+def test_wrong_arguments_of_recalibrate_merge_and_drift(folder, tmp_path, arguments, words):
+    if arguments[0] == "drift":
+        keras_bn("export", folder / "plain.keras", folder / "served")
+    done = keras_bn(*(folder / a if (folder / a).exists() else a for a in arguments))
+    assert done.exit_code == 2
+    assert words in " ".join(done.output.split())
+
+
+def test_drift_exits_with_1_where_the_data_has_drifted(folder, tmp_path):
+    images = np.load(folder / "images.npy")
+    model = keras.models.load_model(folder / "plain.keras")
+    package.export(model, tmp_path / "m", reference=images)
+    np.save(tmp_path / "other.npy", images + 2)
+    assert keras_bn("drift", tmp_path / "m", folder / "images.npy").exit_code == 0
+    done = keras_bn("drift", tmp_path / "m", tmp_path / "other.npy", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["drifted"] is True
+    with_model = ("--model", folder / "plain.keras")
+    assert keras_bn("drift", tmp_path / "m", folder / "images.npy", *with_model).exit_code == 0
