@@ -204,3 +204,11 @@ def set_mask(tensor: Any, mask: Any) -> None:
 def arguments_of_calls(layer: Any) -> list[dict[str, Any]]:
     """The keyword arguments of each symbolic call of a layer, as they are kept and will be passed."""
     return [node.arguments.kwargs for node in layer._inbound_nodes]
+
+
+def is_optional(tensor: Any) -> bool:
+    """Whether an input of a model, a symbolic tensor, may be None.
+
+    `keras.layers.InputLayer` has the attribute `optional`, which is public, but the way to it is not.
+    """
+    return bool(getattr(tensor._keras_history.operation, "optional", False))

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn._keras import flatten_layers, graph_of, is_optional, structures
 from keras_bn.errors import KerasBNError
 
 
@@ -20,11 +21,16 @@ def batches(
 ) -> Batches:
     """Batches of inputs for `model`, checked one by one: structure, shape, and no NaN or infinity.
 
+    Each batch has the structure in which the model takes its inputs: entries of a dictionary that the model
+    does not take are dropped, the order is the model's, and an optional input may be None. The preprocessor
+    of a KerasHub task is applied, as its `predict` does.
+
     Args:
         model: its input shapes are what the batches are checked against.
-        data: an array, a list, tuple or dict of arrays as the model takes them, a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, or any iterable of batches. Of batches that are `(x, y)` or
-            `(x, y, weights)`, x is used, as in `Model.predict`. Batches without examples are passed over.
+        data: an array, a list, tuple or dict of arrays as the model takes them, also of pandas; a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, or any iterable of batches.
+            Of batches that are `(x, y)` or `(x, y, weights)`, x is used, as in `Model.predict`. Batches
+            without examples are passed over.
         batch_size: examples per batch of arrays (32); everything else comes in batches already.
         steps: stop after so many batches; needed when the data does not end.
 
@@ -45,7 +51,7 @@ def batches(
             raise KerasBNError(f"{name}={count!r}: it must be an integer of at least 1, or None.")
     _check_leaves(data)
     if _is_arrays(data):
-        return Batches(model, _Slices(data, batch_size or 32), steps)
+        return Batches(model, _Slices(keras.tree.map_structure(_unlabelled, data), batch_size or 32), steps)
     if isinstance(data, (str, bytes)) or not isinstance(data, (Iterable, keras.utils.PyDataset)):
         raise KerasBNError(
             f"data is a {type(data).__name__}; pass what Model.predict takes: arrays, a tf.data.Dataset, "
@@ -89,10 +95,9 @@ class Batches:
             if self.steps is not None and done == self.steps:
                 return
             inputs = batch if isinstance(self.data, _Slices) else _unpacked(batch, index)
-            _check(self.model, inputs, index)
-            if any(0 in leaf.shape for leaf in keras.tree.flatten(inputs)):
+            if any(0 in getattr(leaf, "shape", ()) for leaf in keras.tree.flatten(inputs)):
                 continue
-            yield inputs
+            yield _as_the_model_takes_them(self.model, _preprocessed(self.model, inputs), index)
             done += 1
         if not done:
             raise KerasBNError("There is no data: it yields no batch with an example in it.")
@@ -110,17 +115,23 @@ class _Slices:
     batch_size: int
 
     def __post_init__(self) -> None:
-        lengths = {len(leaf) for leaf in keras.tree.flatten(self.arrays)}
+        lengths = {len(leaf) for leaf in self._leaves()}
         if len(lengths) != 1:
             raise KerasBNError(f"The arrays have {sorted(lengths)} examples; they must have the same number.")
 
     def __len__(self) -> int:
-        return math.ceil(len(keras.tree.flatten(self.arrays)[0]) / self.batch_size)
+        return math.ceil(len(self._leaves()[0]) / self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         for i in range(len(self)):
             part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            yield keras.tree.map_structure(lambda leaf, part=part: leaf[part], self.arrays)
+            yield keras.tree.map_structure(
+                lambda leaf, part=part: None if leaf is None else leaf[part], self.arrays
+            )
+
+    def _leaves(self) -> list[Any]:
+        """The arrays, without the optional inputs that are not there."""
+        return [leaf for leaf in keras.tree.flatten(self.arrays) if leaf is not None]
 
 
 def _is_count(value: Any) -> bool:
@@ -141,8 +152,13 @@ def _check_leaves(data: Any) -> None:
 
 
 def _is_arrays(data: Any) -> bool:
-    leaves = keras.tree.flatten(data)
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     return bool(leaves) and all(hasattr(leaf, "__array__") and np.ndim(leaf) for leaf in leaves)
+
+
+def _unlabelled(leaf: Any) -> Any:
+    """The array in a DataFrame or Series of pandas, whose slices would depend on its labels."""
+    return np.asarray(leaf) if hasattr(leaf, "iloc") else leaf
 
 
 def _walk(data: Any) -> Iterable[Any]:
@@ -181,61 +197,92 @@ def _is_endless(data: Any) -> bool:
     return bool(data.cardinality() == tensorflow.data.INFINITE_CARDINALITY)
 
 
-def _check(model: keras.Model, inputs: Any, index: int) -> None:
-    leaves = keras.tree.flatten(inputs)
+def _preprocessed(model: keras.Model, inputs: Any) -> Any:
+    """The inputs as the preprocessor of a KerasHub task makes them, where the model has one."""
+    if getattr(model, "preprocessor", None) is None or not hasattr(model, "preprocess_samples"):
+        return inputs
+    return keras.utils.unpack_x_y_sample_weight(model.preprocess_samples(inputs))[0]
+
+
+def _as_the_model_takes_them(model: keras.Model, inputs: Any, index: int) -> Any:
+    """The inputs checked, in the structure and order in which the model takes them."""
     if not getattr(model, "inputs", None):  # subclassed, or not built yet: any shape may fit
-        pairs = [(f"input {i}", None, leaf) for i, leaf in enumerate(leaves)]
-    elif isinstance(inputs, dict):
-        tensors = _named_inputs(model)
-        names = list(tensors)
-        if missing := [name for name in names if name not in inputs]:
-            raise KerasBNError(f"Batch {index} of the data has no {missing}; the model's inputs are {names}.")
-        if unknown := [name for name in inputs if name not in names]:
+        for i, leaf in enumerate(keras.tree.flatten(inputs)):
+            _check(f"input {i}", None, leaf, index)
+        return inputs
+    structure = structures(graph_of(model))[0]
+    if isinstance(inputs, dict):
+        keys = _keys(structure)
+        if missing := [key for key, tensor in keys.items() if key not in inputs and not is_optional(tensor)]:
             raise KerasBNError(
-                f"Batch {index} of the data has {unknown}, which the model does not take; its inputs are "
-                f"{names}; leave out the rest."
+                f"Batch {index} of the data has no {missing}; the model's inputs are {list(keys)}."
             )
-        pairs = [(name, tensor, inputs[name]) for name, tensor in tensors.items()]
+        names = {id(tensor): key for key, tensor in keys.items()}
+        leaves = {id(tensor): inputs.get(key) for key, tensor in keys.items()}
     else:
-        if len(leaves) != len(model.inputs):
+        given = keras.tree.flatten(inputs)
+        if len(given) != len(model.inputs):
             raise KerasBNError(
-                f"Batch {index} of the data has {len(leaves)} array(s), the model takes {len(model.inputs)}: "
+                f"Batch {index} of the data has {len(given)} array(s), the model takes {len(model.inputs)}: "
                 f"{[tensor.name for tensor in model.inputs]}."
             )
-        pairs = [(tensor.name, tensor, leaf) for tensor, leaf in zip(model.inputs, leaves, strict=True)]
-    for name, tensor, leaf in pairs:
-        if not hasattr(leaf, "shape"):
-            raise KerasBNError(
-                f"Batch {index} of the data has a {type(leaf).__name__} for {name!r}; make it an array."
-            )
-        if tensor is not None and not _fits(tuple(leaf.shape), tensor.shape):
+        names = {id(tensor): tensor.name for tensor in model.inputs}
+        leaves = {id(tensor): leaf for tensor, leaf in zip(model.inputs, given, strict=True)}
+    for tensor in model.inputs:
+        _check(names[id(tensor)], tensor, leaves[id(tensor)], index, _batch_size_is_fixed(model))
+    taken = keras.tree.map_structure(lambda tensor: leaves[id(tensor)], structure)
+    return taken[0] if isinstance(taken, (list, tuple)) and len(taken) == 1 else taken
+
+
+def _check(name: str, tensor: Any, leaf: Any, index: int, fixed: bool = False) -> None:
+    """Raise a KerasBNError unless an array can be what the model takes as an input."""
+    if leaf is None and (tensor is None or is_optional(tensor)):
+        return
+    if not hasattr(leaf, "shape"):
+        raise KerasBNError(
+            f"Batch {index} of the data has a {type(leaf).__name__} for {name!r}; make it an array."
+        )
+    if tensor is not None:
+        expected = tuple(tensor.shape) if fixed else (None, *tensor.shape[1:])
+        if not _fits(tuple(leaf.shape), expected):
             raise KerasBNError(
                 f"Batch {index} of the data has shape {tuple(leaf.shape)} for {name!r}, which takes "
-                f"{tensor.shape}; mind the batch dimension."
+                f"{expected}; mind the batch dimension."
             )
-        if not hasattr(leaf, "__array__"):  # sparse or ragged
-            continue
-        values = np.asarray(leaf)
-        if tensor is not None and tensor.dtype != "string" and values.dtype.kind in "OSUcMm":
-            raise KerasBNError(
-                f"Batch {index} of the data has dtype {values.dtype} for {name!r}, which takes "
-                f"{tensor.dtype}; convert it to real numbers."
-            )
-        if not _finite(values):
-            raise KerasBNError(
-                f"Batch {index} of the data holds NaN or infinity in {name!r}; clean the data first."
-            )
+    if not hasattr(leaf, "__array__"):  # sparse or ragged
+        return
+    values = np.asarray(leaf)
+    if tensor is not None and tensor.dtype != "string" and values.dtype.kind in "OSUcMm":
+        raise KerasBNError(
+            f"Batch {index} of the data has dtype {values.dtype} for {name!r}, which takes "
+            f"{tensor.dtype}; convert it to real numbers."
+        )
+    if not _finite(values):
+        raise KerasBNError(
+            f"Batch {index} of the data holds NaN or infinity in {name!r}; clean the data first."
+        )
 
 
-def _named_inputs(model: keras.Model) -> dict[str, Any]:
+def _keys(structure: Any) -> dict[str, Any]:
     """The model's inputs by the keys it takes them under, which need not be their names."""
-    structure = getattr(model, "_inputs_struct", None)
-    return structure if isinstance(structure, dict) else {tensor.name: tensor for tensor in model.inputs}
+    if isinstance(structure, dict) and all(hasattr(value, "shape") for value in structure.values()):
+        return dict(structure)
+    return {tensor.name: tensor for tensor in keras.tree.flatten(structure)}
+
+
+def _batch_size_is_fixed(model: keras.Model) -> bool:
+    """Whether layers keep a state for each example, so that all batches must be of the size it was made for.
+
+    Of other models a batch size may be known as well, of a Sequential from its first call, but bind nobody.
+    """
+    return any(getattr(layer, "stateful", False) for layer in flatten_layers(model))
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
     if len(shape) == len(expected) - 1 and expected[-1] == 1:  # Keras adds this axis itself
         expected = expected[:-1]
+    elif len(shape) == len(expected) + 1 and shape[-1] == 1:  # and takes this one away
+        shape = shape[:-1]
     return len(shape) == len(expected) and all(e in (None, s) for s, e in zip(shape, expected, strict=True))
 
 

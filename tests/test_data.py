@@ -130,7 +130,6 @@ def test_strings_are_for_a_model_that_takes_them(words):
         (tf.data.Dataset.from_tensor_slices(X), {}, "mind the batch dimension"),
         ([X, X], {}, "has 2 array"),
         ({"y": X}, {}, r"has no \['x'\]"),
-        ({"x": X, "id": X, "z": X}, {}, r"has \['id', 'z'\], which the model .* inputs are \['x'\]"),
         (np.array([[1, np.nan]]), {}, "Batch 0 .* NaN or infinity in 'x'"),
         (iter([X, X * np.inf]), {}, "Batch 1 .* NaN or infinity in 'x'"),
         (X, {"steps": 2}, "ended after 1 of steps=2"),

@@ -13,6 +13,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.inspection.layer_report import DataReport, LayerReport
 from keras_bn.inspection.report import InspectionReport
 from keras_bn.surgery._comparison import difference, outputs
+from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery.fold import plan
 from keras_bn.surgery.graph import is_graph
 from keras_bn.surgery.normalizations import Normalization, batch_normalizations, in_training_mode
@@ -129,10 +130,10 @@ def _change(model: keras.Model, walked: Any) -> float:
     """The largest change of an output of the first batch by recalibration, over the largest output."""
     example = next(iter(walked))
     layers = [call.layer for call in batch_normalizations(model)]
-    before = outputs(model, example)
+    before = outputs(model, example, worth_compiling(1))
     with statistics_kept(model):
         Estimate(model, layers, "batch").run(example, walked)
-        change = difference(model, before, outputs(model, example), tolerance=np.inf)
+        change = difference(model, before, outputs(model, example, worth_compiling(1)), tolerance=np.inf)
     scale = max(float(np.abs(output.astype(float)).max()) for output in before)
     return change / scale if scale else 0.0
 

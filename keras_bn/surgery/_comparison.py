@@ -31,8 +31,13 @@ def compare(before: keras.Model, after: keras.Model, inputs: Any, tolerance: flo
     return difference(before, outputs(before, inputs), outputs(after, inputs), tolerance)
 
 
-def outputs(model: keras.Model, inputs: Any) -> list[NDArray[Any]]:
-    """The outputs of a model at inference on one batch, in a flat list."""
+def outputs(model: keras.Model, inputs: Any, compiles: bool = True) -> list[NDArray[Any]]:
+    """The outputs of a model at inference on one batch, in a flat list.
+
+    Args:
+        compiles: False to run the model as it stands, which is faster for one batch; True for the very
+            operations that `Model.predict` runs.
+    """
     leaves = keras.tree.flatten(inputs)
     tensors = [as_tensor(leaf) for leaf in leaves]
 
@@ -42,7 +47,9 @@ def outputs(model: keras.Model, inputs: Any) -> list[NDArray[Any]]:
     shapes = [() if x is None else tuple(x.shape) for x in tensors]
     with state_kept(model):
         try:
-            results = compiled(run, [model], tensors, shapes)(tensors)
+            results = (compiled(run, [model], tensors, shapes) if compiles else without_gradients(run))(
+                tensors
+            )
         except Exception:  # it may need more than a trace; what else is wrong it says now
             results = without_gradients(run)(tensors)
         return [ops.convert_to_numpy(result) for result in results]

@@ -37,6 +37,15 @@ def compiled(
     return without_gradients(function)
 
 
+def worth_compiling(batches: int | None) -> bool:
+    """Whether compiling pays for so many batches, None if their number is not known.
+
+    TensorFlow takes as long to trace a layer as to run it on some ten small batches. JAX compiles either way,
+    a whole function or each operation, and PyTorch neither.
+    """
+    return keras.backend.backend() != "tensorflow" or batches is None or batches > 8
+
+
 def as_tensor(leaf: Any) -> Any:
     """An array or tensor as a tensor of the backend, of its own dtype; what is sparse, or None, as it is."""
     if leaf is None or not hasattr(leaf, "__array__"):

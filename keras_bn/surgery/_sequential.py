@@ -74,6 +74,7 @@ class Plan:
     Args:
         whole: the program of the model.
         order: as for `levels`.
+        compiles: False to compile nothing, which is faster for a few batches.
 
     Attributes:
         levels: the layers, level by level.
@@ -83,8 +84,8 @@ class Plan:
         KerasBNError: as for `levels`.
     """
 
-    def __init__(self, whole: Program, order: Order) -> None:
-        self.whole, self.order = whole, order
+    def __init__(self, whole: Program, order: Order, compiles: bool = True) -> None:
+        self.whole, self.order, self.compiles = whole, order, compiles
         self.levels = levels(whole, order)
         self.level = {layer: number for number, level in enumerate(self.levels) for layer in level}
         # A layer that one step calls repeatedly, in a loop, is looked at again once all in the step are set.
@@ -159,7 +160,9 @@ class Plan:
     def observer(self, step: Step) -> Segment:
         """What observes all layers inside a step, compiled once for all levels of them."""
         if step not in self._observers:
-            self._observers[step] = Segment(self.whole, [], self.order[step], observed=[step])
+            self._observers[step] = Segment(
+                self.whole, [], self.order[step], observed=[step], compiles=self.compiles
+            )
         return self._observers[step]
 
 
@@ -184,6 +187,7 @@ class _Stage:
             [step.operation for step in plain],
             observed=plain,
             keep=list(dict.fromkeys([*self._later, *now])),
+            compiles=plan.compiles,
         )
 
     def __call__(self, values: dict[int, Value]) -> tuple[list[Sight], dict[int, Value]]:

@@ -60,6 +60,7 @@ class Segment:
         watch: observe the layers in `steps` too.
         output: what an observed layer in `steps` gives; None for what it gives at inference.
         sampled: take samples too.
+        compiles: False to run it as it stands.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Segment:
         watch: bool = False,
         output: Output | None = None,
         sampled: bool = False,
+        compiles: bool = True,
     ) -> None:
         self._program, self._steps, self._observed = whole, list(steps), list(observed)
         self._layers, self._keep = list(layers), list(keep)
@@ -83,7 +85,7 @@ class Segment:
         self._last = {n: i for i, step in enumerate(self._steps) for n in (*step.sources, *step.targets)}
         self._held = {*self._keep, *(n for step in self._observed for n in step.sources)}
         self._seen: list[tuple[Step, keras.Layer]] = []
-        self._run: Callable[[list[Any]], Any] | None = None
+        self._run = None if compiles else without_gradients(self._function)
         self.stepwise = False
 
     def __call__(self, values: dict[int, Value]) -> tuple[list[Sight], dict[int, Value]]:
@@ -181,6 +183,7 @@ class Observer:
         output: what the observed layers give meanwhile, such as `normalized_by_batch`; None for what they
             give at inference.
         sampled: keep some of the inputs of every layer, of the first batch, for `samples`.
+        compiles: False to compile nothing, which is faster for a few batches.
 
     Attributes:
         unseen: why a layer was not observed, by layer, once `moments` was called: it is never called, or
@@ -194,9 +197,10 @@ class Observer:
         example: Any,
         output: Output | None = None,
         sampled: bool = False,
+        compiles: bool = True,
     ) -> None:
         self._model, self._layers = model, list(layers)
-        self._options: dict[str, Any] = {"output": output, "sampled": sampled}
+        self._options: dict[str, Any] = {"output": output, "sampled": sampled, "compiles": compiles}
         self.program = program(model, example)
         self.unseen: dict[keras.Layer, str] = {}
         self.samples: dict[keras.Layer, NDArray[np.floating]] = {}

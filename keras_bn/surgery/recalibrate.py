@@ -18,6 +18,7 @@ from keras_bn.statistics.workers import across_workers
 from keras_bn.surgery._checks import check_number
 from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._comparison import difference, outputs
+from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery._sequential import Found, Plan
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
@@ -149,11 +150,11 @@ def recalibrate(
     chosen = [layer for path, layer in pairs if path in paths and layer.built]
     example, stream = peek(source)
     with statistics_kept(result, on_error_only=True) if in_place else nullcontext():
-        before = outputs(model, example)
+        before = outputs(model, example, worth_compiling(1))
         estimate = Estimate(result, chosen, estimator, prior, memory_limit)
         with tqdm(total=source.total, desc="recalibrating", unit="batch", disable=not progress) as bar:
             estimate.run(example, stream, bar)
-        change = difference(model, before, outputs(result, example), tolerance=np.inf)
+        change = difference(model, before, outputs(result, example, worth_compiling(1)), tolerance=np.inf)
     unseen = {layer: "is never called" for path, layer in pairs if path in paths} | estimate.unseen
     rows = tuple(
         Row(
@@ -192,12 +193,13 @@ class Estimate:
     def run(self, example: Any, data: Iterable[Any], bar: tqdm | None = None) -> None:
         """Find the statistics over `data`, of which `example` is one batch, and set them."""
         bar = tqdm(disable=True) if bar is None else bar
+        compiles = worth_compiling(bar.total)
         if self._estimator == "batch":
-            observer = Observer(self._model, self._layers, example, normalized_by_batch)
+            observer = Observer(self._model, self._layers, example, normalized_by_batch, compiles=compiles)
             self._set(observer.moments(_each_followed_by(bar.update, data)))
         else:
-            observer = Observer(self._model, self._layers, example)
-            plan = Plan(observer.program, observer.order(example))
+            observer = Observer(self._model, self._layers, example, compiles=compiles)
+            plan = Plan(observer.program, observer.order(example), compiles)
             self.note += f", {len(plan.levels)} level{'s' * (len(plan.levels) > 1)} of layers"
             bar.total = bar.total and bar.total * plan.stages
             plan.run(data, self._set, self._memory_limit, bar.update)
