@@ -13,6 +13,7 @@ from keras_bn_cli.options import (
     import_option,
     layers_option,
     model_argument,
+    optional_data_options,
     output_options,
 )
 from keras_bn_cli.quiet import imported
@@ -46,17 +47,41 @@ def rewrite_model(
         click.echo(f"Wrote {output}.", err=True)
 
 
+_TARGETS = ("BatchNormalization", "BatchRenormalization", "keras", "frozen", "group")
+
+
 @click.command()
 @model_argument
+@click.option(
+    "--to",
+    type=click.Choice(_TARGETS),
+    default="BatchNormalization",
+    show_default=True,
+    help="What BN becomes: a layer of keras_bn; Keras's own; with frozen statistics; group normalization.",
+)
+@optional_data_options
 @import_option
 @output_options
-def convert(model_file: Path, **options: Any) -> None:
-    """Replace every Keras BN layer by keras_bn's; the outputs stay.
+def convert(
+    model_file: Path, to: str, data: Path | None, preprocessing: str, batch_size: int, **options: Any
+) -> None:
+    """Exchange the normalization: by default every Keras BN layer for keras_bn's.
+
+    The outputs stay, except with --to group, where the data gives the moments that each channel keeps.
 
     \b
       keras-bn convert resnet.keras -o resnet_bn.keras
+      keras-bn convert resnet.keras --to group --data images.npy -o resnet_gn.keras
     """
-    rewrite_model(model_file, operate=lambda keras_bn, model: keras_bn.convert(model), **options)
+
+    def operate(keras_bn: Any, model: Any) -> SurgeryResult:
+        from keras_bn_cli.files import read_data
+
+        examples, size = (None, None) if data is None else read_data(data, model, preprocessing, batch_size)
+        target = getattr(keras_bn, to) if to.startswith("Batch") else to
+        return keras_bn.convert(model, target, data=examples, batch_size=size)
+
+    rewrite_model(model_file, operate=operate, **options)
 
 
 @click.command()

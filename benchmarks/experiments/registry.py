@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "ema_vs_population": "moving averages against re-estimated population statistics, over training",
     "vgg_retrofit": "BN inserted into a trained VGG: exactly, and in two ways that break it",
     "domain_shift": "a trained network on shifted images: old statistics, new ones, and mixtures",
+    "group_normalization": "BN of a trained network exchanged for group normalization, in three ways",
     "sequences": "sequences of variable length, with and without masks",
 }
 

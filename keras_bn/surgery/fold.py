@@ -16,6 +16,7 @@ from keras_bn.layers.linear import is_linear
 from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._linear import Linear, misplaces_bias
+from keras_bn.surgery.freeze import unfrozen
 from keras_bn.surgery.graph import Call, is_graph, losses, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -58,6 +59,7 @@ def fold(model: keras.Model) -> SurgeryResult:
     >>> fold(keras.Sequential([keras.Input((4,)), dense, bn])).report.rows[0]
     Row(layer='bn', kind='BatchNormalization', action='folded', reason='into dense', difference=None)
     """
+    model = unfrozen(model)
     planned = _Plan(model)
     result = rewrite(model, planned.edit)
     difference = _difference(model, result) if planned.rows else None
@@ -70,7 +72,7 @@ def plan(model: keras.Model) -> tuple[Row, ...]:
     Raises:
         KerasBNError: as `fold`, but for weights that overflow.
     """
-    return tuple(_Plan(model).rows)
+    return tuple(_Plan(unfrozen(model)).rows)
 
 
 class _Plan:

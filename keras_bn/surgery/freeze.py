@@ -6,16 +6,19 @@ from typing import Any
 
 import keras
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.frozen import FrozenBatchNormalization
 from keras_bn.layers.joined import JoinedBatchNormalization
 from keras_bn.surgery._checks import check_weights
+from keras_bn.surgery._cloning import exchanged_in_place, layers_in
 from keras_bn.surgery._conversions import is_keras, shared_options, weights_for
 from keras_bn.surgery._copying import Copies
 from keras_bn.surgery._joinable import join
 from keras_bn.surgery._noise import change_on_noise
-from keras_bn.surgery.graph import Call, losses, rewrite, walk
+from keras_bn.surgery._targets import built
+from keras_bn.surgery.graph import Call, is_graph, losses, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, normalization_calls
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
@@ -36,10 +39,10 @@ def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
     without BN.
 
     Joined are BN layers directly behind Conv1D, Conv2D, Conv3D (also grouped), transposed, depthwise and
-    separable convolutions, and Dense, without an activation between. The others become a
-    `FrozenBatchNormalization`, or keep their class with `frozen_statistics=True` where that is a variant of
-    ours. Train the result as any model, with `fit` or otherwise; `unfreeze` gives the original layers back
-    with the trained weights, for `fold`, `export`, or training with batch statistics.
+    separable convolutions, and Dense, without an activation between. The others, also those that custom
+    layers hold, become a `FrozenBatchNormalization`, or keep their class with `frozen_statistics=True` where
+    that is a variant of ours. Train the result as any model, with `fit` or otherwise; `unfreeze` gives the
+    original layers back with the trained weights, for `fold`, `export`, or training with batch statistics.
 
     `bn.trainable = False` also freezes the statistics, but gamma and beta with them; a layer that has it
     keeps it here. PyTorch's `eval()` freezes statistics as well, until the next `train()` of a parent module.
@@ -70,7 +73,7 @@ def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
     check_weights(model)
     freezing = _Freezing(model, select(found, layers))
     result = rewrite(model, freezing.edit)
-    freezing.finish()
+    freezing.finish(result, found)
     rows = tuple(freezing.row(call) for call in found)
     report = Report("freeze", rows, change_on_noise(model, result), losses(model, result))
     return SurgeryResult(result, report)
@@ -103,11 +106,18 @@ def unfreeze(model: keras.Model) -> SurgeryResult:
         raise KerasBNError(
             f"Model {model.name!r} has no layer with frozen statistics; pass one that keras_bn.freeze made."
         )
-    thawing.finish()
+    thawing.finish(result)
     difference = change_on_noise(model, result)
     return SurgeryResult(
         result, Report("unfreeze", tuple(thawing.rows.values()), difference, losses(model, result))
     )
+
+
+def unfrozen(model: keras.Model) -> keras.Model:
+    """The model itself, or what `unfreeze` makes of it if `freeze` joined layers in it."""
+    layers = flatten_layers(model) if isinstance(model, keras.Model) else []
+    joined = any(isinstance(layer, JoinedBatchNormalization) for layer in layers)
+    return unfreeze(model).model if joined else model
 
 
 class _Freezing:
@@ -126,7 +136,7 @@ class _Freezing:
 
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
         """What to call instead, for `rewrite`."""
-        layer = call.layer
+        layer, self._copies = call.layer, copy
         if call.path in self._absorbed:
             return []
         if id(layer) in self._partners:
@@ -142,11 +152,15 @@ class _Freezing:
         self._frozen[id(layer)] = layer, _frozen(layer, copy)
         return [self._frozen[id(layer)][1]]
 
-    def finish(self) -> None:
-        """Once the model is built: the weights and `trainable` flags that `rewrite` does not know of."""
+    def finish(self, result: keras.Model, found: list[Call]) -> None:
+        """Once the model is built: weights, `trainable` flags, and BN that layers make in their own code."""
         for old, new in self._frozen.values():
             if isinstance(new, FrozenBatchNormalization):
                 new.set_weights(weights_for(new, old))
+        inside = [call for call in found if self._is_inside(call)]
+        pairs = [self._frozen_inside(call) for call in inside]
+        with exchanged_in_place(result, [(old, new) for old, new in pairs if old is not new]):
+            self._frozen.update((id(call.layer), pair) for call, pair in zip(inside, pairs, strict=True))
         for old, new in self._joined.values():
             partner = self._partners[id(old)]
             new.trainable = partner.trainable or old.trainable
@@ -158,9 +172,12 @@ class _Freezing:
         if id(layer) in self._joined:
             return Row(call.path, kind, "joined", f"with {self._partners[id(layer)].name}")
         if id(layer) in self._frozen:
-            obstacle = self._obstacles.get(id(layer), f"it is inside {call.node.operation.name}")
+            holder = call.node.operation
+            obstacle = self._obstacles.get(id(layer), f"it is inside {holder.name}")
+            if holder is not layer and not isinstance(holder, keras.layers.Wrapper):
+                obstacle += ", which makes it anew when the model is loaded: freeze it again then"
             return Row(call.path, kind, "frozen", f"not joined: {obstacle}")
-        return Row(call.path, kind, "left alone", self._refusal(layer, call.path) or _inside(call))
+        return Row(call.path, kind, "left alone", self._refusal(layer, call.path) or _joined_already(call))
 
     def _refusal(self, layer: Any, path: str) -> str:
         """Why a layer is not frozen; empty if it is to be."""
@@ -173,6 +190,28 @@ class _Freezing:
         if not isinstance(layer, BatchNormalization) and not is_keras(layer):
             return f"{type(layer).__name__} is a subclass of Keras's layer and may compute something else"
         return ""
+
+    def _is_inside(self, call: Call) -> bool:
+        """Whether a layer is to be frozen where the copy of the layer around it holds it."""
+        outer = call.node.operation
+        met = (
+            call.layer is outer
+            or isinstance(outer, JoinedBatchNormalization)
+            or id(call.layer) in self._frozen
+        )
+        return not met and not self._refusal(call.layer, call.path)
+
+    def _frozen_inside(self, call: Call) -> tuple[Any, Any]:
+        """What the copy of the layer around has for a BN layer, and what it is to have."""
+        outer = call.node.operation
+        position = flatten_layers(outer).index(call.layer)
+        copied = flatten_layers(self._copies(outer))[position]
+        if isinstance(copied, BatchNormalization):
+            copied.frozen_statistics = True
+            return copied, copied
+        options = shared_options(copied)
+        original = keras.saving.serialize_keras_object(copied)
+        return copied, built(FrozenBatchNormalization(original, **options), copied)
 
     def _join(self, layer: Any, copy: Copies) -> JoinedBatchNormalization:
         if id(layer) not in self._joined:
@@ -208,6 +247,9 @@ class _Thawing:
             self._note(call, f"{layer.layer.name} inside it")
             return [copy(layer, layer=_thawed_config(layer.layer))]
         if not _is_frozen(layer):
+            for inner in [] if is_graph(layer) else flatten_layers(layer, include_self=False):
+                if _is_frozen(inner):
+                    self._note(call, f"{inner.name} inside it")
             return None
         self._note(call, "")
         if not isinstance(layer, FrozenBatchNormalization):
@@ -218,10 +260,14 @@ class _Thawing:
             self._thawed[id(layer)] = layer, original
         return [self._thawed[id(layer)][1]]
 
-    def finish(self) -> None:
-        """Once the model is built: the weights that `rewrite` does not know of."""
-        for frozen, original in self._thawed.values():
+    def finish(self, result: keras.Model) -> None:
+        """Once the model is built: the weights, and what is frozen in graphs inside of layers."""
+        left = [layer for _, layer in layers_in(result) if isinstance(layer, FrozenBatchNormalization)]
+        inside = [(layer, built(layer.original_layer(), layer)) for layer in left]
+        for frozen, original in [*self._thawed.values(), *inside]:
             original.set_weights(weights_for(original, frozen))
+        with exchanged_in_place(result, inside):
+            pass
 
     def _note(self, call: Call, reason: str) -> None:
         self.rows.setdefault(call.path, Row(call.path, type(call.layer).__name__, "unfrozen", reason))
@@ -250,9 +296,5 @@ def _thawed_config(layer: Any) -> dict[str, Any]:
     return serialized
 
 
-def _inside(call: Call) -> str:
-    """Why a BN layer inside another layer is left alone."""
-    holder = call.node.operation
-    if isinstance(holder, JoinedBatchNormalization):
-        return f"is joined with {holder.layer.name} already"
-    return f"is inside {type(holder).__name__}, whose code makes it"
+def _joined_already(call: Call) -> str:
+    return f"is joined with {call.node.operation.layer.name} already"

@@ -79,6 +79,15 @@ def test_retrofit_then_every_verb(folder):
         assert json.loads(done.stdout)["verb"] == verb
         assert output.exists()
 
+    for verb, source, arguments in (
+        ("freeze", retrofitted, ()),
+        ("unfreeze", folder / "freeze.keras", ()),
+        ("convert", retrofitted, ("--to", "group", *data, "--overwrite")),
+    ):
+        done = keras_bn(verb, source, *arguments, "-o", folder / f"{verb}.keras", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verb"] == verb
+
     images = np.load(folder / "images.npy")
     expected = keras.models.load_model(folder / "plain.keras").predict(images, verbose=0)
     folded = keras.models.load_model(folder / "fold.keras").predict(images, verbose=0)

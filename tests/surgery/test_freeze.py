@@ -386,3 +386,76 @@ def test_networks_that_people_have(family):
     assert not any(
         isinstance(layer, JoinedBatchNormalization) for layer in keras_bn.unfreeze(result.model).model.layers
     )
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(layers.Layer):
+    """BN that a layer makes in its own code, as half of KerasHub does."""
+
+    def __init__(self, kind="keras", **kwargs):
+        super().__init__(**kwargs)
+        self.kind = kind
+        make = layers.BatchNormalization if kind == "keras" else BatchNormalization
+        self.steps = [layers.Dense(4), make(name="inner_bn")]
+
+    def build(self, shape):
+        self.steps[0].build(shape)
+        self.steps[1].build((*shape[:-1], 4))
+
+    def call(self, x, training=None):
+        return keras.ops.relu(self.steps[1](self.steps[0](x), training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind}
+
+
+@pytest.mark.parametrize("kind", ["keras", "ours"])
+def test_batch_normalization_inside_of_custom_layers_is_frozen_in_place(kind, snapshot):
+    inputs = keras.Input((5,))
+    x = Block(kind, name="block")(inputs)
+    donor = scramble(keras.Model(inputs, layers.BatchNormalization(name="bn")(layers.Dense(3, name="d")(x))))
+    before = snapshot(donor)
+    result = keras_bn.freeze(donor)
+    assert snapshot(donor) == before
+    assert outcome(result)["bn"] == ("joined", "with d")
+    action, reason = outcome(result)["block/inner_bn"]
+    assert action == "frozen" and "it is inside block, which makes it anew when the model is loaded" in reason
+    x = normal(8, 5)
+    close(outputs(result.model, x), outputs(donor, x), 2e-6)
+    statistics = result.model.get_layer("block").steps[1].get_weights()[2:]
+    in_training = keras.ops.convert_to_numpy(result.model(x, training=True))
+    close(in_training, outputs(donor, x), 2e-6)
+    trained(result.model, x)
+    for new, old in zip(result.model.get_layer("block").steps[1].get_weights()[2:], statistics, strict=True):
+        np.testing.assert_array_equal(new, old)
+    back = keras_bn.unfreeze(result.model)
+    assert {row.layer for row in back.report.rows} == {"block", "bn"}
+    assert back.model.get_config() == donor.get_config()
+    close(outputs(back.model, x), outputs(result.model, x), 2e-6)
+    assert not getattr(back.model.get_layer("block").steps[1], "frozen_statistics", False)
+
+
+def test_graphs_inside_of_wrappers_are_frozen_and_unfrozen(tmp_path):
+    stack = [keras.Input((6, 3)), layers.Conv1D(4, 3), layers.BatchNormalization(name="bn"), layers.ReLU()]
+    inputs = keras.Input((2, 6, 3))
+    frames = layers.TimeDistributed(keras.Sequential(stack, name="cnn"), name="frames")(inputs)
+    donor = scramble(keras.Model(inputs, frames))
+    frozen = keras_bn.freeze(donor)
+    assert outcome(frozen) == {"frames/bn": ("frozen", "not joined: it is inside frames")}
+    x = normal(3, 2, 6, 3)
+    close(keras.ops.convert_to_numpy(frozen.model(x, training=True)), outputs(donor, x), 2e-6)
+    frozen.model.save(tmp_path / "frozen.keras")
+    loaded = keras.models.load_model(tmp_path / "frozen.keras")
+    close(keras.ops.convert_to_numpy(loaded(x, training=True)), outputs(donor, x), 2e-6)
+    back = keras_bn.unfreeze(loaded).model
+    np.testing.assert_array_equal(outputs(back, x), outputs(donor, x))
+    assert not any(isinstance(layer, FrozenBatchNormalization) for layer in back._flatten_layers())
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="fold runs on TensorFlow")
+def test_a_frozen_model_folds_as_the_original_does():
+    donor, x = net(), normal(8, 8, 8, 3)
+    frozen = trained(keras_bn.freeze(donor).model, x)
+    folded = keras_bn.fold(frozen)
+    assert {row.action for row in folded.report.rows} == {"folded"}
+    close(outputs(folded.model, x), outputs(frozen, x), 5e-6)
