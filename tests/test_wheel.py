@@ -204,6 +204,68 @@ def test_the_query_command_works_without_tensorflow(serving_alone, server):
     assert re.findall(r"[\d.]+", done.stdout) == ["1.5", "2.5"]
 
 
+LAYERS = """
+import importlib.util, sys
+import keras, numpy as np
+import keras_bn
+
+assert keras.backend.backend() == sys.argv[1]
+for name in ("tensorflow", "keras_bn_serving", "serving", "jax" if sys.argv[1] == "torch" else "torch"):
+    assert importlib.util.find_spec(name) is None, name
+L = keras.layers
+images, labels = np.random.rand(32, 6, 6, 2).astype("float32"), np.random.rand(32, 1).astype("float32")
+for layer in (
+    keras_bn.BatchNormalization(),
+    keras_bn.BatchRenormalization(),
+    keras_bn.GhostBatchNormalization(8),
+    keras_bn.AccumulatedBatchNormalization(2),
+    keras_bn.CrossIterationNormalization(L.Conv2D(4, 1, use_bias=False), 2),
+):
+    model = keras.Sequential([keras.Input((6, 6, 2)), L.Conv2D(3, 3), layer, L.Flatten(), L.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(images, labels, batch_size=16, verbose=0)
+    (moving_mean,) = (weight for weight in model.weights if weight.name == "moving_mean")
+    assert np.abs(keras.ops.convert_to_numpy(moving_mean)).max() > 0, layer
+    model.save("model.keras")
+    again = keras.saving.load_model("model.keras")
+    np.testing.assert_array_equal(model.predict(images, verbose=0), again.predict(images, verbose=0))
+    print(type(layer).__name__)
+
+plain = keras.Sequential([keras.Input((6, 6, 2)), L.Conv2D(3, 3), L.ReLU(), L.Flatten(), L.Dense(1)])
+retrofitted = keras_bn.retrofit(plain, images, progress=False).model
+np.testing.assert_array_equal(plain.predict(images, verbose=0), retrofitted.predict(images, verbose=0))
+recalibrated = keras_bn.recalibrate(retrofitted, images, progress=False).model
+np.testing.assert_allclose(
+    plain.predict(images, verbose=0), recalibrated.predict(images, verbose=0), rtol=1e-4, atol=1e-5
+)
+try:
+    keras_bn.export(plain, "exported")
+except keras_bn.KerasBNError as error:
+    assert "pip install 'keras-bn[tensorflow]'" in str(error), error
+else:
+    raise AssertionError("exported without TensorFlow")
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_layers_and_functions_on_models_work_without_tensorflow(wheels, tmp_path, backend):
+    pytest.importorskip(backend)
+    wheel = wheels["keras-bn"]
+    hard = [text for text in metadata(wheel).get_all("Requires-Dist") if "extra ==" not in text]
+    environment = Environment(tmp_path / "venv", wheel, *hard, backend)
+    trained = environment.prints(LAYERS, backend, KERAS_BACKEND=backend)
+    assert len(trained.split()) == 5
+    for command in ("--help", "fold --help", "--version"):
+        done = environment.run("keras-bn", *command.split(), KERAS_BACKEND=backend)
+        assert done.returncode == 0, done.stderr
+    version = environment.folder / "models" / "1" / "saved_model.pb"
+    version.parent.mkdir(parents=True)
+    version.touch()
+    done = environment.run("keras-bn", "serve", "models", KERAS_BACKEND=backend)
+    assert done.returncode == 2
+    assert "pip install" in done.stderr and "keras-bn[serving]" in done.stderr
+
+
 RETROFIT_AND_EXPORT = """
 import keras, numpy as np
 import keras_bn

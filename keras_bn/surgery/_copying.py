@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import ArrayLike
 
 from keras_bn._keras import Functional, compile_arguments, flatten_layers
@@ -127,14 +128,22 @@ def _transfer_variables(layer: keras.Layer, copy: keras.Layer) -> None:
             "configuration; its get_config must hold every argument that decides what it builds."
         )
     for source, target in zip(old, new, strict=True):
-        target.assign(source)
+        target.assign(_detached(source))
     for original, part in _sublayers(layer, copy):
         for source, target in zip(states_of(original), states_of(part), strict=True):
-            target.assign(source)
+            target.assign(_detached(source))
         if type(part).load_own_variables is not keras.Layer.load_own_variables:
             store: dict[str, Any] = {}  # it derives more from its variables, as Normalization does
             original.save_own_variables(store)
-            part.load_own_variables(store)
+            part.load_own_variables({key: _detached(value) for key, value in store.items()})
+
+
+def _detached(value: Any) -> Any:
+    """A variable's value in an array of its own.
+
+    JAX would let two variables share one, and the first model that trains then gives it up for both.
+    """
+    return ops.copy(value) if isinstance(value, keras.Variable) else value
 
 
 def _sublayers(layer: keras.Layer, copy: keras.Layer) -> list[tuple[keras.Layer, keras.Layer]]:
