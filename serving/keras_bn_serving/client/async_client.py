@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,12 @@ from keras_bn_serving.client.exchange import Operation
 from keras_bn_serving.client.metadata import ModelMetadata, VersionStatus
 from keras_bn_serving.client.operations import Operations
 from keras_bn_serving.client.settings import Settings
+from keras_bn_serving.client.transport import AsyncTransport
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from keras_bn_serving.client.async_carrier import AsyncCarrier
 
 T = TypeVar("T")
 
@@ -25,11 +31,12 @@ class AsyncClient(Settings):
     """
 
     def _open(self) -> None:
-        self._unused: Any = self._injected or connect_async(self._endpoint)
+        transport: Any = self._injected or connect_async(self._endpoint)
+        self._unused: AsyncTransport | None = transport
         self._process = os.getpid()
-        self._carriers: dict[Any, Any] = {}  # by event loop
+        self._carriers: dict[asyncio.AbstractEventLoop, AsyncCarrier] = {}
         self._of_other_processes: list[Any] = []
-        self._operations = Operations(self._unused.codec, self._retries, self._check_shapes)
+        self._operations = Operations(transport.codec, self._retries, self._check_shapes)
 
     async def predict(
         self,
@@ -113,11 +120,14 @@ class AsyncClient(Settings):
     async def close(self) -> None:
         """Close the connections; calls in flight fail."""
         self._closed = True
-        carriers = self._carriers if self._process == os.getpid() else {}
-        for loop, carrier in carriers.items():
+        if self._process != os.getpid():
+            return
+        if self._unused is not None:
+            self._unused.close()
+        for loop, carrier in self._carriers.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(carrier.transport.close)
-        if carriers:
+        if self._carriers:
             import asyncio
 
             await asyncio.sleep(0)  # the loop closes what was asked of it above
@@ -135,7 +145,7 @@ class AsyncClient(Settings):
         self._check_open()
         return await self._carrier().run(operation)
 
-    def _carrier(self) -> Any:
+    def _carrier(self) -> "AsyncCarrier":
         # Whoever awaits has asyncio already, and it is a third of this package's import.
         import asyncio
 

@@ -1,6 +1,7 @@
 """gRPC over one channel, with threads and with asyncio."""
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class AsyncGrpcTransport(_GrpcTransport):
                 done.set_result(None)
 
         def hand_over(_: Any) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(wake)
 
         try:

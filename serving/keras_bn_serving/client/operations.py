@@ -60,7 +60,7 @@ class Operations:
         timeout: float,
     ) -> Operation[np.ndarray | dict[str, np.ndarray]]:
         """Ask for the outputs of x."""
-        deadline = _deadline(timeout)
+        deadline = deadline_after(timeout)
         wanted = _names(outputs)
         _check_signature_name(signature)
 
@@ -95,25 +95,25 @@ class Operations:
         if context is not None and not isinstance(context, Mapping):
             raise InvalidArgumentError(f"context should be a dict of features by name, not {shown(context)}")
         exchange = self._codec.examples(method, target, signature, listed, context)
-        return (yield from self._exchange(exchange, _deadline(timeout)))
+        return (yield from self._exchange(exchange, deadline_after(timeout)))
 
     def status(self, target: Target, timeout: float) -> Operation[list[VersionStatus]]:
         """Ask for the state of the versions, newest first."""
-        return (yield from self._exchange(self._codec.status(target), _deadline(timeout)))
+        return (yield from self._exchange(self._codec.status(target), deadline_after(timeout)))
 
     def metadata(self, target: Target, timeout: float) -> Operation[ModelMetadata]:
         """Ask for the signatures."""
-        return (yield from self._fetch_metadata(target, _deadline(timeout)))
+        return (yield from self._fetch_metadata(target, deadline_after(timeout)))
 
     def reload(self, config: Any, timeout: float) -> Operation[None]:
         """Replace the server's configuration."""
         exchange = self._codec.reload(config)
         self._metadata.clear()
-        return (yield from self._exchange(exchange, _deadline(timeout)))
+        return (yield from self._exchange(exchange, deadline_after(timeout)))
 
     def wait_until_ready(self, target: Target, timeout: float) -> Operation[int]:
         """Poll the status until a version is AVAILABLE."""
-        deadline = _deadline(timeout)
+        deadline = deadline_after(timeout)
         seen = "nothing yet"
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -213,7 +213,8 @@ def _names(outputs: Any) -> list[str]:
     return list(outputs)
 
 
-def _deadline(timeout: float) -> float:
+def deadline_after(timeout: float) -> float:
+    """Return the time at which a timeout ends, or raise InvalidArgumentError."""
     if not 0 < timeout <= _LONGEST_S:
         raise InvalidArgumentError(
             f"timeout should be a positive number of seconds up to {_LONGEST_S:g}, not {timeout}"

@@ -14,7 +14,7 @@ from keras_bn_serving.client.arguments import (
 )
 from keras_bn_serving.client.endpoint import parse_address
 from keras_bn_serving.client.exchange import Target
-from keras_bn_serving.client.operations import Operations
+from keras_bn_serving.client.operations import Operations, deadline_after
 from keras_bn_serving.client.transport import AsyncTransport, Transport, closed
 from keras_bn_serving.wire.errors import InvalidArgumentError
 
@@ -45,7 +45,7 @@ class Settings:
     ) -> None:
         self.model = check_name("the model", model)
         self.timeout = timeout
-        check_seconds(timeout)
+        deadline_after(check_seconds(timeout))
         self._retries = check_whole("retries", retries, 0)
         self._max_in_flight = check_whole("max_in_flight", max_in_flight, 1)
         self._check_shapes = check_flag("check_shapes", check_shapes)

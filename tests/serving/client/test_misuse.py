@@ -115,9 +115,8 @@ def test_a_timeout_is_a_number(address, timeout):
             if timeout is not None:  # stands for the client's own
                 with pytest.raises(InvalidArgumentError, match="timeout should be a"):
                     call(timeout=timeout)
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool):
-        with pytest.raises(InvalidArgumentError, match="timeout should be a number of seconds, not"):
-            Client(address, timeout=timeout)
+    with pytest.raises(InvalidArgumentError, match="timeout should be a"):
+        Client(address, timeout=timeout)
 
 
 @pytest.mark.parametrize("version", [2**63, 2**64, True, False, np.bool_(True), "1", 1.0, -1, float("nan")])

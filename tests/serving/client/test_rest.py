@@ -180,3 +180,28 @@ def test_an_answer_of_another_kind_is_shown(body):
 
 def test_json_numbers_beyond_orjson():
     assert loads(b'{"a": 1e999}') == {"a": float("inf")}
+
+
+@pytest.mark.parametrize(
+    "value", ["null", "[null]", "[1.0, null]", "[true]", '["1.5"]', "{}", '[{"b64": "AA=="}]']
+)
+@pytest.mark.parametrize("dtype", ["DT_FLOAT", "DT_INT32", "DT_UINT64", "DT_DOUBLE"])
+def test_what_is_no_number_is_not_taken_for_one(value, dtype):
+    exchange = CODEC.predict(MODEL, None, signature(dtype), {"x": np.zeros(1)}, ())
+    with pytest.raises(InternalError, match=r"output 'y' should be .*, and the server sent|cannot be read"):
+        exchange.result(b'{"outputs": %s}' % value.encode())
+
+
+@pytest.mark.parametrize("value", ["[1]", "[0.0]", "null", '["true"]'])
+def test_what_is_no_boolean_is_not_taken_for_one(value):
+    exchange = CODEC.predict(MODEL, None, signature("DT_BOOL"), {"x": np.zeros(1)}, ())
+    with pytest.raises(InternalError, match="output 'y' should be bool"):
+        exchange.result(b'{"outputs": %s}' % value.encode())
+
+
+def test_a_refusal_of_a_dtype_that_json_has_not_points_to_grpc():
+    assert (
+        "use a grpc:// address"
+        in CODEC.predict(MODEL, None, signature("DT_HALF"), {"x": np.zeros(1)}, ()).hint
+    )
+    assert CODEC.predict(MODEL, None, signature("DT_FLOAT"), {"x": np.zeros(1)}, ()).hint == ""
