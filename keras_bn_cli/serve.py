@@ -8,7 +8,7 @@ import errno
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import click
 
@@ -25,7 +25,7 @@ class _Serve(click.Command):
         super().format_options(ctx, formatter)
         with formatter.section("Flags, as for tensorflow_model_server"):
             formatter.write_dl(
-                [(f"--{name}={_shown(default)}", text) for name, default, text in _server_flags()]
+                [(f"--{name}={_shown(default)}", text) for name, default, text in _flags_module().described()]
             )
 
 
@@ -68,13 +68,13 @@ def serve(folder: str | None, flags: tuple[str, ...]) -> None:
     sys.exit(2 if main(arguments) else 0)
 
 
-def _server_flags() -> list[tuple[str, Any, str]]:
-    """Name, default and help text of every flag."""
+def _flags_module() -> ModuleType:
+    """The module that lists and reads the server's flags."""
     try:
         from keras_bn_serving.local_server import flags
     except ModuleNotFoundError as error:
         raise CommandError(f"serve needs keras-bn-serving ({error}); {_INSTALL}") from error
-    return flags.described()
+    return flags
 
 
 def _flags_for_folder(folder: Path, flags: list[str]) -> list[str]:
@@ -99,8 +99,7 @@ def _flags_for_folder(folder: Path, flags: list[str]) -> list[str]:
 
 def _check_flags(arguments: list[str]) -> None:
     """Refuse what the server would only warn about, and ports that are taken."""
-    from keras_bn_serving.local_server import flags as server_flags
-
+    server_flags = _flags_module()
     try:
         flags, unsupported, unknown = server_flags.parse(arguments)
     except ValueError as error:

@@ -263,7 +263,7 @@ def test_layers_and_functions_on_models_work_without_tensorflow(wheels, tmp_path
     version.touch()
     done = environment.run("keras-bn", "serve", "models", KERAS_BACKEND=backend)
     assert done.returncode == 2
-    assert "pip install" in done.stderr and "keras-bn[serving]" in done.stderr
+    assert "pip install 'keras-bn-serving[server]'" in done.stderr
 
 
 RETROFIT_AND_EXPORT = """
