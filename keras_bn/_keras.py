@@ -212,3 +212,22 @@ def is_optional(tensor: Any) -> bool:
     `keras.layers.InputLayer` has the attribute `optional`, which is public, but the way to it is not.
     """
     return bool(getattr(tensor._keras_history.operation, "optional", False))
+
+
+def stored_as_batch_normalization(store: Any) -> dict[str, Any]:
+    """The variables that a weights file has for a layer of Keras's class in the place of this one.
+
+    Files name layers by their classes and their order, so a subclass does not find what was saved for Keras's
+    layer. `load_own_variables` is public, but the path that its store stands at is not.
+
+    Args:
+        store: As `Layer.load_own_variables` takes it. It is empty where the file has nothing for the class.
+    """
+    path, file = getattr(store, "_h5_entry_path", None), getattr(store, "h5_file", None)
+    if not path or file is None:
+        return {}
+    parent, _, name = path.rpartition("/")
+    number = name.rpartition("_")[2]
+    name = "batch_normalization" + (f"_{number}" if number.isdigit() else "")
+    entry = f"{parent}/{name}/vars"
+    return {key: value[()] for key, value in file[entry].items()} if entry in file else {}

@@ -1,6 +1,7 @@
 """Every private name of Keras and TensorFlow that the package uses exists and means what we take it for."""
 
 import keras
+import numpy as np
 import pytest
 
 from keras_bn import _keras
@@ -145,3 +146,17 @@ def test_optimize_graph_folds_constants():
     config.graph_options.rewrite_options.min_graph_nodes = -1
     optimized = optimize_graph(meta_graph, config)
     assert "Mul" not in {node.op for node in optimized.node}
+
+
+def test_weights_of_keras_layer_are_found_in_the_place_of_another_class(tmp_path):
+    kinds = (keras.layers.BatchNormalization, type("BatchOther", (keras.layers.BatchNormalization,), {}))
+    theirs, ours = (keras.Sequential([keras.Input((2,)), kind(), kind()]) for kind in kinds)
+    theirs.layers[1].set_weights([np.full(2, float(i)) for i in range(4)])
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    found = {}
+    kinds[1].load_own_variables = lambda self, store: found.update(
+        {self.name: _keras.stored_as_batch_normalization(store)}
+    )
+    ours.load_weights(tmp_path / "theirs.weights.h5")
+    second = found[ours.layers[1].name]
+    assert [float(second[str(i)][0]) for i in range(4)] == [0, 1, 2, 3]

@@ -10,6 +10,7 @@ import numpy as np
 from keras import constraints, initializers, ops, regularizers
 
 from keras_bn import kernels
+from keras_bn._keras import stored_as_batch_normalization
 from keras_bn.errors import KerasBNError
 from keras_bn.kernels.general import normalized
 from keras_bn.layers.arguments import (
@@ -324,10 +325,11 @@ class BatchNormalization(keras.layers.Layer):
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Load weights, also those of Keras's layer, whose averages count as one batch."""
         missing = {id(variable): value for variable, value in self._training_state()}
-        values = {key: np.asarray(value) for key, value in {**store}.items()}
+        stored = {**store} or stored_as_batch_normalization(store)
+        values = {key: np.asarray(value) for key, value in stored.items()}
         for index, variable in enumerate(self.variables):
             key = str(index)
-            if key not in values and id(variable) in missing:
+            if values and key not in values and id(variable) in missing:
                 values[key] = np.array(missing[id(variable)])
             # Statistics of all rows or channels alike may be stored once.
             if key in values and values[key].ndim < len(variable.shape):

@@ -1,11 +1,20 @@
 """What the layer promises beside its numbers: paths, state, weights, files, errors."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_bn import BatchNormalization, KerasBNError, reference
+from keras_bn import (
+    AccumulatedBatchNormalization,
+    BatchNormalization,
+    BatchRenormalization,
+    GhostBatchNormalization,
+    KerasBNError,
+    reference,
+)
 
 
 def _normal(*shape, dtype="float32", seed=0):
@@ -409,3 +418,108 @@ def test_another_number_of_channels_is_refused_and_changes_nothing():
         layer(_normal(4, 3), training=True, mask=np.ones(3, bool))
     for found, kept in zip(layer.get_weights(), before, strict=True):
         np.testing.assert_array_equal(found, kept)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "advice"),
+    [
+        ("renorm", True, "BatchRenormalization"),
+        ("renorm_clipping", {"rmax": 3.0}, "BatchRenormalization, with r_max and d_max"),
+        ("virtual_batch_size", 8, r"GhostBatchNormalization\(virtual_batch_size"),
+        ("fused", True, "leave it out"),
+        ("adjustment", abs, "scale and shift the outputs"),
+    ],
+)
+def test_arguments_of_other_layers_are_refused_with_what_to_use(argument, value, advice):
+    with pytest.raises(KerasBNError, match=rf"'bn': {argument}=.* is not an argument; .*{advice}"):
+        BatchNormalization(name="bn", **{argument: value})
+
+
+def test_the_config_of_keras_builds_the_layer():
+    theirs = layers.BatchNormalization(axis=1, momentum=0.8, gamma_regularizer="l2", name="bn")
+    ours = BatchNormalization.from_config(theirs.get_config())
+    assert (ours.axis, ours.momentum, ours.name) == (1, 0.8, "bn")
+    assert isinstance(ours.gamma_regularizer, keras.regularizers.L2)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 5, 5)])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_mask_of_all_but_the_last_axis_means_what_it_means_in_keras(shape, axis):
+    x = _normal(*shape)
+    mask = np.random.default_rng(0).random(shape[:-1]) < 0.7
+    ours, theirs = BatchNormalization(axis, unbiased_variance=False), layers.BatchNormalization(axis)
+    y, z = (_numpy(layer(x, training=True, mask=mask)) for layer in (ours, theirs))
+    # Keras adds 1e-7 to the counts, which are 4 and more.
+    np.testing.assert_allclose(y, z, atol=2e-5)
+    for found, expected in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_the_cumulative_average_counts_what_each_channel_has_seen(axis):
+    x = _normal(6, 3, 3)
+    mask = np.ones((6, 3, 3), bool)
+    mask[:, 1] = False
+    layer = BatchNormalization(axis, momentum=None)
+    layer(x, training=True, mask=mask)
+    layer(x + 1, training=True)
+    moved, mask = np.moveaxis(x, axis, -1), np.moveaxis(mask, axis, -1)
+    expected = [
+        (moved[..., c][mask[..., c]].mean() + moved[..., c].mean() + 1) / 2
+        if mask[..., c].any()
+        else moved[..., c].mean() + 1
+        for c in range(3)
+    ]
+    np.testing.assert_allclose(layer.get_weights()[2], expected, rtol=1e-5)
+    seen = [2, 1, 2] if axis == 1 else [2, 2, 2]
+    np.testing.assert_array_equal(layer.get_weights()[4], seen)
+
+
+_VARIANTS = [
+    BatchNormalization,
+    partial(BatchNormalization, momentum=None),
+    BatchRenormalization,
+    partial(BatchRenormalization, momentum=None),
+    partial(GhostBatchNormalization, 4),
+    partial(AccumulatedBatchNormalization, 2),
+]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
+@pytest.mark.parametrize("kind", _VARIANTS)
+@pytest.mark.parametrize("trainable", [True, False])
+def test_files_of_keras_load_into_every_variant(kind, suffix, trainable, tmp_path):
+    theirs = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(name="bn"), layers.Dense(1)])
+    theirs.set_weights([np.random.default_rng(0).uniform(1, 2, w.shape) for w in theirs.get_weights()])
+    save = theirs.save if suffix == ".h5" else theirs.save_weights
+    save(tmp_path / f"theirs{suffix}")
+    ours = keras.Sequential([keras.Input((3,)), kind(name="bn"), layers.Dense(1)])
+    for seed in range(3):
+        ours(_normal(8, 3, seed=seed), training=True)
+    ours.layers[0].trainable = trainable
+    ours.load_weights(tmp_path / f"theirs{suffix}")
+    x = _normal(4, 3)
+    np.testing.assert_allclose(_numpy(ours(x)), _numpy(theirs(x)), rtol=1e-5)
+    layer = ours.layers[0]
+    if layer.batches_seen is not None:
+        np.testing.assert_array_equal(layer.batches_seen.numpy(), np.ones(layer.batches_seen.shape))
+    if isinstance(layer, AccumulatedBatchNormalization):
+        np.testing.assert_array_equal(layer.accumulated_steps.numpy(), 0)
+
+
+@pytest.mark.parametrize("kind", _VARIANTS)
+def test_the_legacy_format_round_trips_and_counts_as_one_batch(kind, tmp_path):
+    one, other = (keras.Sequential([keras.Input((3,)), kind(name="bn")]) for _ in range(2))
+    for seed in range(3):
+        one(_normal(8, 3, seed=seed), training=True)
+    one.save(tmp_path / "one.h5")
+    other.load_weights(tmp_path / "one.h5")
+    x = _normal(4, 3)
+    np.testing.assert_array_equal(_numpy(other(x)), _numpy(one(x)))
+
+
+def test_counters_that_were_saved_as_one_number_load(tmp_path):
+    layer = BatchNormalization(momentum=None)
+    layer.build((4, 3))
+    layer.load_own_variables({**{str(i): np.ones(3) for i in range(4)}, "4": np.int32(7)})
+    np.testing.assert_array_equal(layer.batches_seen.numpy(), [7, 7, 7])

@@ -103,3 +103,12 @@ def test_what_it_cannot_do_is_refused():
 def test_synchronized_is_refused():
     with pytest.raises(KerasBNError, match="cannot be synchronized"):
         SequenceBatchNormalization(3, synchronized=True)
+
+
+def test_the_cumulative_average_counts_what_each_step_has_seen():
+    layer = SequenceBatchNormalization(3, momentum=None)
+    layer(np.zeros((4, 1, 2), "float32"), training=True)
+    layer(np.full((4, 2, 2), 10, "float32"), training=True)
+    mean, _, seen = layer.get_weights()[2:]
+    np.testing.assert_allclose(mean, [[5, 5], [10, 10], [0, 0]])
+    np.testing.assert_array_equal(seen, [[2, 2], [1, 1], [0, 0]])
