@@ -15,6 +15,7 @@ from keras_bn_cli.demo_command import demo
 from keras_bn_cli.drift import drift
 from keras_bn_cli.export import export
 from keras_bn_cli.inspect import inspect
+from keras_bn_cli.profile import profile
 from keras_bn_cli.query import query
 from keras_bn_cli.recalibrate import merge, recalibrate
 from keras_bn_cli.serve import serve
@@ -91,6 +92,7 @@ for command in (
     inspect,
     export,
     drift,
+    profile,
     serve,
     query,
 ):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_bn.errors import KerasBNError
+from keras_bn.errors import CheckFailedError, KerasBNError
 from keras_bn.saving.check import InferenceCheck
 from keras_bn.saving.examples import Tensors, generated, given
 from keras_bn.saving.session import Servable, servable
@@ -21,8 +21,8 @@ from keras_bn.saving.session import Servable, servable
 # statistics move it in its first ones. The narrowest floating type in the graph says where its last bits are.
 _TOLERANCES = {tf.bfloat16: 1e-1, tf.float16: 2e-2, tf.float32: 1e-4, tf.float64: 1e-10}
 
-_LARGEST_BATCH = 32  # rows of a request; more examples than these do not make the check stronger
-_ROWS = 4  # rows whose answers are compared while the others are replaced
+_LARGEST_BATCH = 8  # rows of a request; more examples than these do not make the check stronger
+_ROWS = 3  # rows whose answers are compared while the others are replaced
 
 _CAUSES = (
     "A layer in training mode does that (call the model with training=False), and so does a mean, a "
@@ -85,7 +85,7 @@ def _check(served: Servable, batch: Tensors, what: str) -> Checked:
         _check_rows(output, count, f"output {name!r} of {what}")
     again = largest_change(served.run(batch), together)
     if again > tolerance:
-        raise KerasBNError(
+        raise CheckFailedError(
             f"{what} answers the same request differently each time (by {again:.2g} of its largest output): "
             "something random, such as dropout, is left on, or a state is kept from one request to the "
             "next; call "
@@ -100,7 +100,7 @@ def _check(served: Servable, batch: Tensors, what: str) -> Checked:
         asked += 1
         moved = largest_change({name: values[here] for name, values in answer.items()}, together, there)
         if moved > tolerance:
-            raise KerasBNError(
+            raise CheckFailedError(
                 f"{what} depends on the other rows of a request: the answer to an example changes by "
                 f"{moved:.2g} "
                 f"of the largest output {change} ({tolerance:g} is rounding). {_CAUSES}"

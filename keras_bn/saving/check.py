@@ -59,7 +59,7 @@ def verify_inference_mode(
 
     Args:
         path: the folder with `saved_model.pb`.
-        examples: two or more inputs, an array or a dict of arrays by input name, of which the first 32 are
+        examples: two or more inputs, an array or a dict of arrays by input name, of which the first 8 are
             used. None makes up four, or as many as the signature's batch size, from the types and shapes of
             the signature: floats of several scales, bytes from 0 to 255, other integers 0 or 1 (every
             embedding has those), 64 for a size left open.

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bn.errors import KerasBNError
+from keras_bn.errors import CheckFailedError
 from keras_bn.saving.batch_independence import largest_change
 from keras_bn.saving.examples import Tensors
 from keras_bn.saving.session import Servable
@@ -47,7 +47,7 @@ def compare(signature: Signature, served: Servable, inputs: Tensors, what: str, 
     """Compare `served` with the model behind `signature`, whose state is left as it is.
 
     Raises:
-        KerasBNError: an output changes by more than `tolerance`.
+        CheckFailedError: an output changes by more than `tolerance`.
     """
     count = len(next(iter(inputs.values())))
     expected, answers = [], []
@@ -62,7 +62,7 @@ def compare(signature: Signature, served: Servable, inputs: Tensors, what: str, 
     before, after = _joined(expected), _joined(answers)
     difference = largest_change(after, before)
     if difference > tolerance:
-        raise KerasBNError(
+        raise CheckFailedError(
             f"{what} answers otherwise once exported, by {difference:.2g} of its largest output, more than "
             f"tolerance={tolerance:g}; no version was written. Export with precision='float32' or a larger "
             f"tolerance "

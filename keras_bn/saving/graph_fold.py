@@ -58,7 +58,12 @@ def fold_graph(graph: graph_pb2.GraphDef, fetches: list[str]) -> tuple[graph_pb2
 def _is_linear(node: graph_pb2.NodeDef) -> bool:
     if node.op == "MatMul":
         return not node.attr["transpose_a"].b
-    return node.op in _CONVOLUTIONS and node.attr["data_format"].s.decode() in ("", _CONVOLUTIONS[node.op])
+    return node.op in _CONVOLUTIONS and _layout(node) in ("", _CONVOLUTIONS[node.op])
+
+
+def _layout(node: graph_pb2.NodeDef) -> str:
+    # Looking an attribute up adds it, and most operations have none of this name.
+    return node.attr["data_format"].s.decode() if "data_format" in node.attr else ""
 
 
 class _Folder:
@@ -129,7 +134,7 @@ class _Folder:
             return True
         if node.op == "FusedBatchNormV3" and not node.attr["is_training"].b:
             return self.take_normalization(node, made)
-        if node.op not in _ADDITIONS | {"Mul", "RealDiv"} or node.attr["data_format"].s == b"NCHW":
+        if node.op not in _ADDITIONS | {"Mul", "RealDiv"} or _layout(node) == "NCHW":
             return False
         first = tensor_name(node.input[0]) == made.last
         value = self.vector(node.input[1 if first else 0], channels, made.rank)
@@ -149,7 +154,7 @@ class _Folder:
         gamma, beta, mean, variance = (self.constant(read) for read in list(node.input)[1:5])
         if gamma is None or beta is None or mean is None or variance is None:
             return False
-        if node.attr["data_format"].s == b"NCHW":
+        if _layout(node) == "NCHW":
             return False
         scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
         made.then(scale, beta - mean * scale, node.name)

@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2
+from google.protobuf import message
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.examples import Tensors, batch_size
@@ -72,6 +74,16 @@ def _without_deprecation() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def signature_inputs(path: str | os.PathLike[str]) -> dict[str, tf.TensorSpec]:
+    """The inputs of the default signature of a SavedModel, which is read but not loaded."""
+    file = Path(path) / "saved_model.pb"
+    try:
+        meta_graph = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs[0]
+        return _specs(meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY].inputs)
+    except (OSError, IndexError, message.DecodeError) as error:
+        raise KerasBNError(f"{path} holds no SavedModel that can be read: {error}.") from error
 
 
 def _specs(tensors: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, tf.TensorSpec]:

@@ -1,5 +1,6 @@
 """Exported versions against the Keras model they come from."""
 
+import inspect
 import json
 import os
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 import keras_bn
@@ -292,6 +294,11 @@ def called(model):
     return model
 
 
+def graph_of(path):
+    written = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    return written.meta_graphs[0].graph_def
+
+
 def operations(path):
     loaded = tf.saved_model.load(str(path))
     return [operation.type for operation in loaded.signatures["serving_default"].graph.get_operations()]
@@ -405,7 +412,24 @@ def test_warm_up_of_every_batch_size(tmp_path):
     np.testing.assert_array_equal(requests[2], np.concatenate([images, images]))
 
 
-@pytest.mark.parametrize("make", [conv_net, nested, in_custom_layers])
+def residual():
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(inputs)))
+    y = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x))
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, y]))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="scores")(x))
+
+
+def test_every_operation_has_the_attributes_of_its_kind_alone(tmp_path):
+    for make in (residual, in_custom_layers, recurrent):
+        graph = graph_of(keras_bn.export(make(), tmp_path))
+        known = tf.raw_ops
+        for node in graph.node:
+            arguments = set(inspect.signature(getattr(known, node.op.removeprefix("_"))).parameters)
+            assert {name for name in node.attr if name in ("data_format", "epsilon")} <= arguments, node.op
+
+
+@pytest.mark.parametrize("make", [conv_net, nested, residual, in_custom_layers])
 def test_bfloat16(tmp_path, make, capsys):
     model, images = make(), normal(64, 8, 8, 3)
     path = keras_bn.export(model, tmp_path, precision="bfloat16", examples=images)

@@ -1,0 +1,129 @@
+"""Measuring an exported model at the settings that a server can have."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from keras_bn._tensorflow import require_tensorflow
+from keras_bn.errors import KerasBNError
+from keras_bn.profiling.measurement import Setting
+from keras_bn.profiling.plan import Plan
+
+_CLIENTS = (1, 4, 16)
+_BATCH_SIZES = (1, 4, 16)
+
+
+def profile(
+    base_path: str | os.PathLike[str],
+    seconds: float = 120.0,
+    *,
+    in_process: bool = False,
+    progress: bool = True,
+) -> Plan:
+    """Measure an exported model over threads, batch sizes and clients, and plan its server.
+
+    The newest version in float32 and the newest in bfloat16, if there is one, are measured with 1, 2, 4 and
+    so
+    on threads up to the number of cores, for 1, 4 and 16 clients, with batches of up to 1, 4 and 16
+    requests. A
+    real `tensorflow_model_server` on PATH is asked over gRPC (with keras-bn-serving installed); else a
+    TensorFlow
+    session of this process stands in for it, and batches are put together without a queue. The plan says
+    which.
+
+    Args:
+        base_path: the folder of the model's versions, or a version.
+        seconds: how long it may take; loading a version counts, but is never cut short.
+        in_process: If True, do not look for a real server.
+        progress: If True, show a progress bar on standard error.
+
+    Returns:
+        The measurements and what follows from them; `print` shows it.
+
+    Raises:
+        KerasBNError: the folder holds no version; the time is not positive; the model takes inputs that
+        cannot
+            be made up; or TensorFlow is not installed.
+    """
+    require_tensorflow("keras_bn.profiling")
+    if not seconds > 0:
+        raise KerasBNError(f"seconds must be above 0; got {seconds!r}.")
+    from keras_bn.profiling import in_process as session
+    from keras_bn.profiling import model_server
+
+    real = model_server.is_installed() and not in_process
+    through = model_server if real else session
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = list(_groups(_versions(Path(base_path)), cores, server_per_batch_size=real))
+    end = time.monotonic() + seconds
+    left = sum(len(settings) for _, _, settings in groups)
+    measurements = []
+    with tqdm(total=left, desc="profile", unit="setting", disable=not progress) as bar:
+        for path, first, settings in groups:
+            with through.engine(path, first) as measure:
+                for setting in settings:
+                    share = max(0.0, end - time.monotonic()) / left
+                    measurements.append(measure(setting, 0.8 * share))
+                    left -= 1
+                    bar.update()
+    order = sorted(measurements, key=lambda each: _key(each.setting))
+    return Plan(through.NAME, cores, tuple(order))
+
+
+def _key(setting: Setting) -> tuple[bool, int, int, int]:
+    return setting.precision != "float32", setting.threads, setting.batch_size, setting.clients
+
+
+def _groups(
+    versions: dict[str, Path], cores: int, *, server_per_batch_size: bool
+) -> Iterator[tuple[Path, Setting, list[Setting]]]:
+    """What one loaded version measures: the version, the setting it is loaded with, the settings to
+    measure."""
+    threads = sorted({*(2**power for power in range(cores.bit_length())), cores} & set(range(1, cores + 1)))
+    for precision, path in versions.items():
+        for count in threads:
+            settings = [
+                Setting(precision, count, size, clients)
+                for size in _BATCH_SIZES
+                for clients in _CLIENTS
+                if size <= clients
+            ]
+            if server_per_batch_size:
+                for size in _BATCH_SIZES:
+                    of_size = [setting for setting in settings if setting.batch_size == size]
+                    yield path, of_size[-1], of_size
+            else:
+                yield path, settings[0], settings
+
+
+def _versions(base: Path) -> dict[str, Path]:
+    """The newest version of each precision."""
+    if (base / "saved_model.pb").exists():
+        return {_precision(base): base}
+    numbered = [child for child in base.iterdir() if child.name.isdecimal()] if base.is_dir() else []
+    found = {}
+    for version in sorted(numbered, key=lambda child: int(child.name)):
+        if (version / "saved_model.pb").exists():
+            found[_precision(version)] = version
+    if not found:
+        raise KerasBNError(
+            f"{base} holds no version of a model; give the folder that keras_bn.export wrote into."
+        )
+    return found
+
+
+def _precision(version: Path) -> str:
+    from keras_bn.saving.record import EXTRA, RECORD
+
+    try:
+        return str(
+            json.loads((version / EXTRA / RECORD).read_text(encoding="utf-8")).get("precision", "float32")
+        )
+    except (OSError, ValueError):
+        return "float32"  # written by another tool
