@@ -47,7 +47,7 @@ class Measurement:
 
 
 def ask(
-    run: Callable[[], None], clients: int, seconds: float, requests: int = 1
+    run: Callable[[], object], clients: int, seconds: float, requests: int = 1
 ) -> tuple[list[float], float]:
     """Let so many threads call `run` without pause.
 
