@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from keras_bn_serving.client import grpc_forks
 from keras_bn_serving.client.endpoint import Endpoint
 from keras_bn_serving.client.exchange import Codec, Exchange
 from keras_bn_serving.client.grpc_codec import GrpcCodec
@@ -62,12 +63,16 @@ class GrpcTransport(_GrpcTransport):
         call, deadline = self._call(exchange.path), time.monotonic() + exchange.timeout
         for attempt in range(_FORKED_ATTEMPTS):
             left = max(0.0, deadline - time.monotonic())
+            gate = grpc_forks.gate
+            gate.enter()
             try:
                 return call(exchange.body, timeout=left, metadata=self._metadata)
             except (grpc.RpcError, ValueError) as failure:
                 error = _error(failure)
                 if _FORKED not in str(error) or attempt == _FORKED_ATTEMPTS - 1:
                     raise error from failure
+            finally:
+                gate.leave()
         raise AssertionError
 
 
@@ -97,12 +102,16 @@ class AsyncGrpcTransport(_GrpcTransport):
                 done.set_result(None)
 
         def hand_over(_: Any) -> None:
+            gate.leave()
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(wake)
 
+        gate = grpc_forks.gate
+        gate.enter()
         try:
             call = self._call(exchange.path).future(exchange.body, timeout=left, metadata=self._metadata)
         except ValueError as failure:
+            gate.leave()
             raise _error(failure) from failure
         call.add_done_callback(hand_over)
         try:
