@@ -19,7 +19,7 @@ from keras_bn_cli.quiet import imported
 from keras_bn_cli.surgery import rewrite_model
 
 
-class _Shard(click.ParamType):
+class _Shard(click.ParamType):  # type: ignore[type-arg]  # older releases of click take no argument
     """`I/N` as (I, N)."""
 
     name = "I/N"

@@ -120,7 +120,7 @@ class _Plan:
     def _place(self, call: Call, affine: Affine) -> Row:
         kind = type(call.layer).__name__
         blocked = []
-        searches = (
+        searches: tuple[Callable[[], Any], ...] = (
             lambda: self._into_producers(call, [affine]),
             lambda: self._into_consumers(call, affine),
         )

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 import time
+from typing import Any
 
 from keras_bn_serving.client.endpoint import Endpoint
 from keras_bn_serving.client.exchange import Codec, Exchange
@@ -139,9 +140,9 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
     raise problem
 
 
-def _addresses(host: str, port: int, deadline: float) -> list:
+def _addresses(host: str, port: int, deadline: float) -> list[Any]:
     """Look a name up, which nothing can interrupt, in a thread that may be left behind."""
-    found: concurrent.futures.Future = concurrent.futures.Future()
+    found: concurrent.futures.Future[list[Any]] = concurrent.futures.Future()
 
     def look_up() -> None:
         try:

@@ -3,6 +3,8 @@
 from keras_bn_serving.local_server.engines.engine import Engine, Options
 from keras_bn_serving.wire.errors import InvalidArgumentError
 
+__all__ = ["ENGINES", "PRECISIONS", "Engine", "Options", "check", "load"]
+
 ENGINES = ("tensorflow", "openvino")
 PRECISIONS = ("float32", "bfloat16")
 

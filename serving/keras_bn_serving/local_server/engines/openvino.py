@@ -114,9 +114,9 @@ class _Network:
         # A placeholder may leave open what the signature says.
         model.reshape({self._inputs[name]: ov.PartialShape(shape) for name, shape in self._shapes.items()})
         self._lock = threading.Lock()
-        self._seen: Counter[tuple] = Counter()
+        self._seen: Counter[tuple[tuple[int, ...], ...]] = Counter()
         self._any: _Compiled | None = None
-        self._static: dict[tuple, _Compiled] = {}
+        self._static: dict[tuple[tuple[int, ...], ...], _Compiled] = {}
         one = {name: [1, *shape[1:]] for name, shape in self._shapes.items()}
         if now and all(size > 0 for shape in one.values() for size in shape):
             zeros = {name: np.zeros(shape, self._dtypes[name]) for name, shape in one.items()}
@@ -192,7 +192,7 @@ class _Compiled:
         return arrays
 
 
-def _key(feeds: Mapping[str, np.ndarray]) -> tuple:
+def _key(feeds: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], ...]:
     return tuple(array.shape for _, array in sorted(feeds.items()))
 
 
