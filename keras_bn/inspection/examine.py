@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from keras_bn.inspection.layer_report import DataReport, LayerReport
 from keras_bn.inspection.report import InspectionReport
 from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery._compiled import worth_compiling
+from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery.fold import plan
 from keras_bn.surgery.graph import is_graph
 from keras_bn.surgery.normalizations import Normalization, batch_normalizations, in_training_mode
@@ -37,12 +39,13 @@ def inspect(
     updated, NaN, and where `fold` would put each layer. With data also how far the moving statistics are from
     the data's, each layer looked at with everything before it running on its population statistics, so that
     the first layer that is off is the one to look at; and by how much `recalibrate(..., estimator="batch")`
-    would change the output.
+    would change the output. The verdict takes both into account: a change by more than a quarter of the
+    largest output means that the statistics do not fit the data. A layer that cannot be observed, or is
+    never called, is reported as that, and the others all the same.
 
     Args:
-        model: Functional or Sequential, with Keras's BN layers or ours. It is left as it is.
-        data: whatever `Model.predict` takes, or None. It is walked twice; the batches of a generator are
-            kept.
+        model: any built model with Keras's BN layers or ours, on any backend. It is left as it is.
+        data: whatever `Model.predict` takes, or None. It is read twice; the batches of a generator are kept.
         batch_size: examples per batch of arrays; 32 if None.
         steps: how many batches to use; None: all.
         progress: show a progress bar on stderr.
@@ -51,31 +54,37 @@ def inspect(
         A report that prints as a table, `report.healthy` for CI, `to_dict`, `to_json` and `to_html`.
 
     Raises:
-        KerasBNError: there is no BN layer, the model is subclassed or not built, or the data does not fit.
+        KerasBNError: there is no BN layer, the model is not built, or the data does not fit.
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")])
     >>> report = inspect(model)
     >>> report.healthy, report.layers[0].problems
     (False, ['statistics never updated'])
     """
-    found = batch_normalizations(model)
+    found = [each for each in batch_normalizations(model) if each.layer.built]
+    unbuilt = [each.path for each in batch_normalizations(model) if not each.layer.built]
+    notes = [f"{path} has no weights yet: it is never called." for path in unbuilt]
     folds = _folds(model)
     training = in_training_mode(model) if is_graph(model) else []
-    on_data: dict[str, DataReport] = {}
-    change = None
+    on_data: dict[str, DataReport | str] = {}
+    change, label, examples = None, "", 0
     if data is not None and all(np.isfinite(w).all() for call in found for w in call.layer.get_weights()):
         source = batches(model, data, batch_size, steps)
-        walked = source if source.reiterable else list(source)
-        on_data = _on_data(model, walked, progress)
-        change = _change(model, walked)
+        kept = None if source.reiterable else list(source)
+        walked, total = Counted(kept or source), source.total if kept is None else len(kept)
+        on_data, doubted = _on_data(model, found, walked, total, progress)
+        notes += doubted
+        label, examples = _label(data), walked.examples
+        change = _change(model, found, walked, total)
     layers = tuple(
         _layer_report(call, folds, call.path in training, on_data.get(call.path)) for call in found
     )
-    return InspectionReport(model.name, layers, change)
+    date = datetime.date.today().isoformat()
+    return InspectionReport(model.name, layers, change, label, examples, date, tuple(notes))
 
 
 def _layer_report(
-    call: Normalization, folds: dict[str, str], in_training: bool, data: DataReport | None
+    call: Normalization, folds: dict[str, str], in_training: bool, data: DataReport | str | None
 ) -> LayerReport:
     layer = call.layer
     mean, variance = (_array(v) for v in (layer.moving_mean, layer.moving_variance))
@@ -94,7 +103,8 @@ def _layer_report(
         in_training=in_training,
         untouched=not mean.any() and bool((variance == 1).all()),
         fold=folds.get(call.path, ""),
-        data=data,
+        data=data if isinstance(data, DataReport) else None,
+        unseen=data if isinstance(data, str) else "",
     )
 
 
@@ -106,15 +116,17 @@ def _folds(model: keras.Model) -> dict[str, str]:
     return {row.layer: row.reason if row.action == "folded" else f"no: {row.reason}" for row in rows}
 
 
-def _on_data(model: keras.Model, walked: Any, progress: bool) -> dict[str, DataReport]:
-    paths = {call.layer: call.path for call in batch_normalizations(model)}
-    example = next(iter(walked))
-    observer = Observer(model, list(paths), example, sampled=True)
-    total = getattr(walked, "total", None) or (len(walked) if isinstance(walked, list) else None)
-    bar = tqdm(walked, "inspecting", total, unit="batch", disable=not progress)
-    result = {}
-    for layer, moments in observer.moments(bar).items():
-        if not moments.count:
+def _on_data(
+    model: keras.Model, found: list[Normalization], data: Counted, total: int | None, progress: bool
+) -> tuple[dict[str, DataReport | str], list[str]]:
+    """What each layer meets, by path, or why it was not observed; and what speaks against the data."""
+    paths = {each.layer: each.path for each in found}
+    observer = Observer(model, list(paths), next(iter(data)), sampled=True, compiles=worth_compiling(total))
+    bar = tqdm(data, "inspecting", total, unit="batch", disable=not progress)
+    moments = observer.moments(bar)
+    result: dict[str, DataReport | str] = {paths[x]: reason for x, reason in observer.unseen.items()}
+    for layer, each in moments.items():
+        if not each.count:
             continue
         before = observer.samples[layer].astype(float)
         deviation = np.sqrt(_array(layer.moving_variance) + layer.epsilon)
@@ -122,20 +134,30 @@ def _on_data(model: keras.Model, walked: Any, progress: bool) -> dict[str, DataR
         after = after * (_array(layer.gamma) if layer.scale else 1)
         after = after + (_array(layer.beta) if layer.center else 0)
         percentiles = (np.percentile(values, PERCENTILES, axis=0) for values in (before, after))
-        result[paths[layer]] = DataReport(moments.count, moments.mean, moments.variance, *percentiles)
-    return result
+        result[paths[layer]] = DataReport(each.count, each.mean, each.variance, *percentiles)
+    return result, doubts(moments, snapshot(moments), data.examples)
 
 
-def _change(model: keras.Model, walked: Any) -> float:
+def _change(model: keras.Model, found: list[Normalization], data: Counted, total: int | None) -> float:
     """The largest change of an output of the first batch by recalibration, over the largest output."""
-    example = next(iter(walked))
-    layers = [call.layer for call in batch_normalizations(model)]
+    example = next(iter(data))
     before = outputs(model, example, worth_compiling(1))
     with statistics_kept(model):
-        Estimate(model, layers, "batch").run(example, walked)
-        change = difference(model, before, outputs(model, example, worth_compiling(1)), tolerance=np.inf)
+        estimate = Estimate(model, [each.layer for each in found], "batch")
+        with tqdm(total=total, disable=True) as bar:
+            estimate.run(example, data, bar)
+        after = outputs(model, example, worth_compiling(1))
+    change = difference(model, before, after, tolerance=np.inf)
     scale = max(float(np.abs(output.astype(float)).max()) for output in before)
     return change / scale if scale else 0.0
+
+
+def _label(data: Any) -> str:
+    """What the data is, in a few words."""
+    leaves = [leaf for leaf in keras.tree.flatten(data) if hasattr(leaf, "shape")]
+    if not leaves:
+        return f"a {type(data).__name__}"
+    return ", ".join(f"an array of shape {tuple(leaf.shape)}" for leaf in leaves)
 
 
 def _array(variable: Any) -> np.ndarray:

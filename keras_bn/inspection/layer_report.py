@@ -51,6 +51,7 @@ class LayerReport:
         in_training: whether a call with training=True makes it normalize by the batch at inference too.
         untouched: whether the moving statistics are as initialized.
         fold: where `keras_bn.fold` would put it, and if nowhere why.
+        unseen: why it was not observed on the data: it is never called, or its inputs cannot be seen.
         data: None without data.
     """
 
@@ -69,6 +70,7 @@ class LayerReport:
     untouched: bool
     fold: str
     data: DataReport | None = None
+    unseen: str = ""
 
     @property
     def scale(self) -> Vector:
@@ -116,7 +118,7 @@ class LayerReport:
             found.append("called with training=True")
         if (self.variance < 0).any():
             found.append("negative variance")
-        if self.untouched:
+        if self.untouched and "never called" not in self.unseen:
             found.append("statistics never updated")
         if len(self.dead) == len(self.gamma):
             found.append("all channels dead")
@@ -134,7 +136,7 @@ class LayerReport:
     @property
     def warnings(self) -> list[str]:
         """What is worth a look, a phrase each."""
-        found = []
+        found = [self.unseen] if self.unseen else []
         if 0 < len(self.dead) < len(self.gamma):
             found.append(f"{len(self.dead)} dead channel(s)")
         if self.data is not None and (constant := int((self.data.variance == 0).sum())):
@@ -156,6 +158,7 @@ class LayerReport:
             "exploding_channels": self.exploding,
             "statistics_updated": not self.untouched,
             "fold": self.fold,
+            "not_observed": self.unseen,
             "problems": self.problems,
             "warnings": self.warnings,
         }
@@ -166,6 +169,32 @@ class LayerReport:
                 "variance_ratio": _summary(self.variance_ratio),
             }
         return result
+
+    def cells(self, with_data: bool) -> list[str]:
+        """What a table says of the layer, but for its status; `columns` names them."""
+        cells = [
+            self.layer,
+            "x".join("?" if n is None else str(n) for n in self.shape[1:]),
+            "cumulative" if self.momentum is None else f"{self.momentum:g}",
+            f"{self.epsilon:g}",
+            *(_span(getattr(self, name)) for name in ("gamma", "beta", "mean", "variance")),
+        ]
+        if with_data and self.mean_shift is not None and self.variance_ratio is not None:
+            shift = self.mean_shift
+            cells += [f"{np.median(shift):.2g} (<= {shift.max():.2g})", _span(self.variance_ratio)]
+        elif with_data:
+            cells += ["", ""]
+        return [*cells, self.fold]
+
+
+def columns(with_data: bool) -> list[str]:
+    """The names of what `LayerReport.cells` gives."""
+    head = ["layer", "shape", "momentum", "epsilon", "gamma", "beta", "mean", "variance"]
+    return [*head, *(["mean off", "variance off"] if with_data else []), "fold"]
+
+
+def _span(values: Vector) -> str:
+    return f"{values.min():.2g}..{values.max():.2g}"
 
 
 def _summary(values: Vector) -> dict[str, float | None]:

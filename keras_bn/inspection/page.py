@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
 import numpy as np
 
 from keras_bn.inspection.charts import band, histogram, profile, stems
-from keras_bn.inspection.layer_report import MEAN_OFF, VARIANCE_OFF, DataReport, LayerReport
-from keras_bn.inspection.report import InspectionReport
+from keras_bn.inspection.layer_report import MEAN_OFF, VARIANCE_OFF, DataReport, LayerReport, columns
 
-_HEAD = ("layer", "status", "inputs", "momentum", "epsilon", "gamma", "beta", "mean", "variance", "fold")
 _DRIFT_NOTE = (
     "A bar reaches to the typical (median) channel, a whisker to the farthest; red is past the dashed line. "
     "Every layer is looked at with those before it as they are, so the first red one is where to start."
 )
 
 
-def page(report: InspectionReport) -> str:
-    """The HTML of a report."""
-    title = escape(f"Batch normalization in {report.model}")
+def page(
+    model: str,
+    layers: Sequence[LayerReport],
+    *,
+    healthy: bool,
+    paragraphs: Sequence[str],
+    change: float | None,
+) -> str:
+    """The HTML of a report.
+
+    Args:
+        model: the name of the model.
+        layers: what is known of each layer.
+        healthy: the verdict.
+        paragraphs: what is said below the title; the first is a summary, empty ones are left out.
+        change: the change of the output by recalibration; None without data.
+    """
+    title = escape(f"Batch normalization in {model}")
     style = resources.files("keras_bn.inspection").joinpath("page.css").read_text("utf-8")
-    body = [f"<h1>{title}</h1><p>{escape(report.summary)}.</p>", _tiles(report)]
-    if with_data := [layer for layer in report.layers if layer.data]:
+    head = "".join(f"<p>{escape(text)}</p>" for text in paragraphs if text)
+    body = [f"<h1>{title}</h1>{head}", _tiles(layers, healthy, change)]
+    if with_data := [layer for layer in layers if layer.data]:
         body += ["<h2>Statistics against the data, layer by layer</h2>", _drift(with_data)]
-    body += ["<h2>Layers</h2>", _table(report), "<h2>Channels</h2>"]
+    body += ["<h2>Layers</h2>", _table(layers), "<h2>Channels</h2>"]
     # The first few are open, and every one with a problem: that is what the reader came for.
-    body += [_card(layer, i < 2 or bool(layer.problems)) for i, layer in enumerate(report.layers)]
+    body += [_card(layer, i < 2 or bool(layer.problems)) for i, layer in enumerate(layers)]
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -39,16 +54,16 @@ def page(report: InspectionReport) -> str:
     )
 
 
-def _tiles(report: InspectionReport) -> str:
+def _tiles(layers: Sequence[LayerReport], healthy: bool, change: float | None) -> str:
     tiles = {
-        "verdict": "healthy" if report.healthy else "not healthy",
-        "layers": str(len(report.layers)),
-        "channels": f"{sum(len(layer.gamma) for layer in report.layers):,}",
-        "dead channels": f"{sum(len(layer.dead) for layer in report.layers):,}",
-        "layers that fold away": str(sum(layer.fold.startswith("into") for layer in report.layers)),
+        "verdict": "healthy" if healthy else "not healthy",
+        "layers": str(len(layers)),
+        "channels": f"{sum(len(layer.gamma) for layer in layers):,}",
+        "dead channels": f"{sum(len(layer.dead) for layer in layers):,}",
+        "layers that fold away": str(sum(layer.fold.startswith("into") for layer in layers)),
     }
-    if report.change is not None:
-        tiles["change of the output by recalibration"] = f"{report.change:.1%}"
+    if change is not None:
+        tiles["change of the output by recalibration"] = f"{change:.1%}"
     kind = {"healthy": "good", "not healthy": "bad"}
     cells = (
         f'<div class="tile {kind.get(value, "")}"><b>{value}</b><span>{name}</span></div>'
@@ -72,21 +87,17 @@ def _drift(layers: list[LayerReport]) -> str:
     )
 
 
-def _table(report: InspectionReport) -> str:
-    head = "".join(f"<th>{name}</th>" for name in _HEAD)
-    rows = "".join(f"<tr>{_cells(layer)}</tr>" for layer in report.layers)
+def _table(layers: Sequence[LayerReport]) -> str:
+    with_data = any(layer.data for layer in layers)
+    head = "".join(f"<th>{name}</th>" for name in [*columns(with_data), "status"])
+    rows = "".join(f"<tr>{_cells(layer, with_data)}</tr>" for layer in layers)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _cells(layer: LayerReport) -> str:
-    shape = "\N{MULTIPLICATION SIGN}".join("?" if n is None else str(n) for n in layer.shape[1:])
-    momentum = "cumulative" if layer.momentum is None else f"{layer.momentum:g}"
-    weights = (layer.gamma, layer.beta, layer.mean, layer.variance)
-    spans = [f"{values.min():.2g} … {values.max():.2g}" for values in weights]
-    numbers = [shape, momentum, f"{layer.epsilon:g}", *spans]
-    cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    name = f'<td class="number">{escape(layer.layer)}</td><td class="status">{_chips(layer)}</td>'
-    return f'{name}{cells}<td class="fold">{escape(layer.fold)}</td>'
+def _cells(layer: LayerReport, with_data: bool) -> str:
+    *numbers, fold = layer.cells(with_data)
+    cells = "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
+    return f'{cells}<td class="fold">{escape(fold)}</td><td class="status">{_chips(layer)}</td>'
 
 
 def _chips(layer: LayerReport) -> str:

@@ -119,8 +119,11 @@ def _in_training(found: list[Call], outer: bool) -> Iterator[Call]:
             yield call
 
 
-def set_statistics(layer: Any, moments: PopulationMoments, prior: float = 0) -> tuple[str, str]:
-    """Set the population statistics of a layer to `moments`; returns the action and what came of it.
+def set_statistics(
+    layer: Any, moments: PopulationMoments, prior: float = 0
+) -> tuple[str, str, None, dict[str, float]]:
+    """Set the population statistics of a layer to `moments`; returns the last fields of its row in a report:
+    the action, what came of it, and the figures of that.
 
     Args:
         layer: A BN layer, Keras's or ours.
@@ -128,7 +131,7 @@ def set_statistics(layer: Any, moments: PopulationMoments, prior: float = 0) -> 
         prior: The number of values per channel that its present statistics count as.
     """
     if not moments.count:
-        return "left alone", "the mask leaves no value"
+        return "left alone", "the mask leaves no value", None, {}
     old_mean, old_variance = (_array(v) for v in (layer.moving_mean, layer.moving_variance))
     mean, variance = moments.mean, averaged_variance(layer, moments)
     if prior:
@@ -143,10 +146,17 @@ def set_statistics(layer: Any, moments: PopulationMoments, prior: float = 0) -> 
         layer.renorm_stddev.assign(np.sqrt(variance + layer.epsilon))
     shift = np.abs(mean - old_mean) / np.sqrt(variance + layer.epsilon)
     ratio = (variance + layer.epsilon) / (old_variance + layer.epsilon)
-    return "recalibrated", (
+    figures = {
+        "values_per_channel": moments.count,
+        "largest_mean_shift": float(shift.max()),
+        "least_variance_ratio": float(ratio.min()),
+        "largest_variance_ratio": float(ratio.max()),
+    }
+    reason = (
         f"{moments.count} values per channel; mean moved by up to {shift.max():.2g} deviations, variance by "
         f"factors of {ratio.min():.2g} to {ratio.max():.2g}"
     )
+    return "recalibrated", reason, None, figures
 
 
 def _array(variable: Any) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from keras_bn.surgery._checks import check_number
 from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery._compiled import worth_compiling
+from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery._sequential import Found, Plan
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
@@ -164,14 +166,19 @@ def recalibrate(
         )
         for path, layer in pairs
     )
-    return SurgeryResult(result, Report("recalibrate", rows, change, (estimate.note,)))
+    # With a prior, few examples are no fault.
+    notes = () if prior else tuple(estimate.doubts)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return SurgeryResult(result, Report("recalibrate", rows, change, (estimate.note, *notes)))
 
 
 class Estimate:
     """New statistics for layers of a model, set in the model itself.
 
     Attributes:
-        outcome: what became of every layer that was recalibrated: the action, and what came of it.
+        outcome: what became of every layer that was recalibrated: the last fields of its row.
+        doubts: what speaks against the data, a sentence each.
         unseen: why the inputs of a layer were not seen.
         note: how it was done.
     """
@@ -184,15 +191,18 @@ class Estimate:
         prior: float = 0,
         memory_limit: float = MEMORY_LIMIT,
     ) -> None:
-        self.outcome: dict[keras.Layer, tuple[str, str]] = {}
+        self.outcome: dict[keras.Layer, Any] = {}
+        self.doubts: list[str] = []
         self.unseen: dict[keras.Layer, str] = {}
         self.note = f"{estimator} estimator"
         self._model, self._layers, self._estimator = model, layers, estimator
         self._prior, self._memory_limit = prior, memory_limit
+        self._found: Found = {}
 
     def run(self, example: Any, data: Iterable[Any], bar: tqdm | None = None) -> None:
         """Find the statistics over `data`, of which `example` is one batch, and set them."""
         bar = tqdm(disable=True) if bar is None else bar
+        before, data = snapshot(self._layers), Counted(data)
         compiles = worth_compiling(bar.total)
         if self._estimator == "batch":
             observer = Observer(self._model, self._layers, example, normalized_by_batch, compiles=compiles)
@@ -204,8 +214,10 @@ class Estimate:
             bar.total = bar.total and bar.total * plan.stages
             plan.run(data, self._set, self._memory_limit, bar.update)
         self.unseen |= observer.unseen
+        self.doubts = doubts(self._found, before, data.examples)
 
     def _set(self, found: Found) -> None:
+        self._found |= found
         merged = across_workers(list(found.values()))
         for layer, moments in zip(found, merged, strict=True):
             self.outcome[layer] = set_statistics(layer, moments, self._prior)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any, NamedTuple
 
 import keras
+
+from keras_bn._table import html_table, text_table
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Row:
         action: what was done, or `left alone`.
         reason: why, or what came of it.
         difference: the largest absolute change measured at this layer, None where nothing was measured.
+        figures: the numbers that `reason` speaks of, by name.
     """
 
     layer: str
@@ -26,6 +31,7 @@ class Row:
     action: str
     reason: str = ""
     difference: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,17 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        table = [("layer", "kind", "action", "reason", "difference")]
-        table += [(r.layer, r.kind, r.action, r.reason, _number(r.difference)) for r in self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        ]
-        return "\n".join([self.summary, *lines, *(f"note: {note}" for note in self.notes)])
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([self.summary, text_table(self._table()), *notes])
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook."""
+        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        return f"<p>{escape(self.summary)}</p>{html_table(self._table())}{notes}"
+
+    def _table(self) -> list[tuple[str, ...]]:
+        head = ("layer", "kind", "action", "reason", "difference")
+        return [head, *((r.layer, r.kind, r.action, r.reason, _number(r.difference)) for r in self.rows)]
 
     @property
     def summary(self) -> str:

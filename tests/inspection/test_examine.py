@@ -33,6 +33,10 @@ def sound():
     return keras_bn.recalibrate(model, DATA, progress=False).model
 
 
+def array(tensor):
+    return np.array(keras.ops.convert_to_numpy(tensor), float)
+
+
 def inspected(model, data=None, **options):
     return keras_bn.inspect(model, data, progress=False, **options)
 
@@ -43,7 +47,7 @@ def changed(model, layer, **weights):
     copy.set_weights(model.get_weights())
     for name, function in weights.items():
         weight = getattr(copy.get_layer(layer), name)
-        weight.assign(function(np.array(weight)))
+        weight.assign(function(array(weight)))
     return copy
 
 
@@ -64,7 +68,7 @@ def test_a_sound_model_is_healthy(sound):
 
 def test_the_statistics_against_the_data(sound):
     first, second = inspected(sound, DATA).layers
-    inputs = np.array(sound.get_layer("conv")(DATA), float).reshape(-1, 16)
+    inputs = array(sound.get_layer("conv")(DATA)).reshape(-1, 16)
     # The inputs are of order 10 in float32, of which the rows are reduced in float32 too.
     np.testing.assert_allclose(first.data.mean, inputs.mean(0), rtol=0, atol=1e-5)
     np.testing.assert_allclose(first.data.variance, inputs.var(0), rtol=1e-5)
@@ -89,7 +93,7 @@ def test_another_domain(sound):
 def test_the_change_is_what_recalibration_brings(sound):
     x = DATA[:32] + 1
     new = keras_bn.recalibrate(sound, x, estimator="batch", progress=False).model
-    old, new = sound(x), new(x)
+    old, new = array(sound(x)), array(new(x))
     expected = float(np.abs(old - new).max() / np.abs(old).max())
     assert inspected(sound, x).change == pytest.approx(expected, rel=1e-4)
 
@@ -157,7 +161,9 @@ def test_the_model_stays(sound):
 def test_a_generator(sound):
     whole = inspected(sound, DATA, batch_size=16)
     parts = inspected(sound, (DATA[i : i + 16] for i in range(0, 64, 16)))
-    assert parts.to_dict() == whole.to_dict()
+    for name in ("layers", "change", "examples"):
+        assert parts.to_dict()[name] == whole.to_dict()[name]
+    assert (parts.data, whole.data) == ("a generator", "an array of shape (64, 8, 3)")
     assert inspected(sound, DATA, batch_size=16, steps=2).layers[0].data.count == 32 * 6
 
 
@@ -180,3 +186,82 @@ def test_bad_data(sound, data, message):
 def test_nothing_to_inspect():
     with pytest.raises(KerasBNError, match="no batch normalization layer"):
         inspected(keras.Sequential([keras.Input((3,)), L.Dense(2)]))
+
+
+def test_a_large_change_of_the_output_is_not_healthy(sound):
+    """Each layer may be within its limits, and the output far off all the same."""
+    deviation = np.sqrt(array(sound.get_layer("second").moving_variance))
+    shifted = changed(sound, "second", moving_mean=lambda mean: mean + 0.4 * deviation)
+    report = inspected(shifted, DATA)
+    assert not any(layer.problems for layer in report.layers)
+    assert report.change > 0.25 and not report.healthy
+    assert "statistics do not fit the data; recalibrate would change" in report.summary
+    assert "keras_bn.recalibrate" in report.advice and report.advice in str(report)
+    assert "not healthy" in report.to_html() and report.advice in report.to_html()
+    repaired = inspected(keras_bn.recalibrate(shifted, DATA, progress=False).model, DATA)
+    assert repaired.healthy and repaired.advice == ""
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(L.Layer):
+    """Layers without names of their own; one is never called."""
+
+    def __init__(self, units=4, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.bn, self.spare = L.Dense(units), L.BatchNormalization(), L.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.bn.build((*shape[:-1], 4))
+        self.spare.build((*shape[:-1], 4))
+
+    def call(self, x):
+        return self.bn(self.dense(x))
+
+
+def test_layers_inside_a_layer_and_one_that_is_never_called():
+    model = keras.Sequential([keras.Input((6,)), Block(), L.Dense(2)])
+    x = RANDOM.normal(3, 2, (64, 6)).astype("float32")
+    fitted = keras_bn.recalibrate(model, x, progress=False).model
+    report = inspected(fitted, x)
+    called, spare = report.layers
+    assert called.shape == (None, 4) and called.problems == called.warnings == []
+    values = array(fitted.layers[0].dense(x))
+    np.testing.assert_allclose(called.data.mean, values.mean(0), rtol=0, atol=1e-5)
+    assert spare.warnings == ["is never called"] and spare.problems == [] and spare.data is None
+    assert report.healthy
+
+
+@pytest.mark.parametrize("factor", [255, 1 / 255])
+def test_data_of_another_scale(sound, factor):
+    report = inspected(sound, DATA * factor)
+    assert any("is the data scaled as in training" in note for note in report.notes)
+    assert not inspected(sound, DATA).notes
+
+
+def test_few_examples(sound):
+    assert "single example" in inspected(sound, DATA[:1]).notes[0]
+    assert "fewer values per channel than there are channels" in inspected(sound, DATA[:2]).notes[0]
+
+
+def test_a_subclassed_model():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.bn = L.Dense(4), L.BatchNormalization(name="bn")
+
+        def call(self, x):
+            return self.bn(self.hidden(x))
+
+    net = Net()
+    x = RANDOM.normal(3, 2, (64, 6)).astype("float32")
+    net(x)
+    (layer,) = inspected(net, x).layers
+    values = array(net.hidden(x))
+    np.testing.assert_allclose(layer.data.mean, values.mean(0), rtol=0, atol=1e-5)
+    assert layer.layer == "bn"
+
+
+def test_in_a_notebook(sound):
+    page = inspected(sound)._repr_html_()
+    assert page.startswith("<p>net: 2 batch") and "<td>first</td>" in page
