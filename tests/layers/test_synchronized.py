@@ -32,13 +32,13 @@ def _data(sizes, masked):
     return data
 
 
-def _run(processes):
+def _run(processes, script=SCRIPT):
     """Run (arguments, environment) of the script side by side until all are done."""
     running = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, *arguments],
+            [sys.executable, script, *arguments],
             stderr=subprocess.PIPE,
-            env={**os.environ, "KERAS_BACKEND": "tensorflow", **environment},
+            env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
         )
         for arguments, environment in processes
     ]
@@ -68,6 +68,18 @@ def _workers(paths):
         for index in range(2)
     ]
     _run([(["workers", *paths, f".{i}.npz"], {"TF_CONFIG": task}) for i, task in enumerate(tasks)])
+    return _results_of_both(paths)
+
+
+def _processes(paths):
+    """Two processes of torch.distributed, which find each other by a file."""
+    rendezvous = f"{paths[0]}.rendezvous"
+    script = SCRIPT.with_name("processes.py")
+    _run([([str(rank), rendezvous, *paths], {"OMP_NUM_THREADS": "1"}) for rank in range(2)], script)
+    return _results_of_both(paths)
+
+
+def _results_of_both(paths):
     results = []
     for path in paths:
         one, other = (dict(np.load(f"{path}.{index}.npz")) for index in range(2))
@@ -76,9 +88,12 @@ def _workers(paths):
     return results
 
 
+RUNS = {"tensorflow": [_mirrored, _workers], "torch": [_processes]}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
-@pytest.mark.parametrize("run", [_mirrored, _workers])
+@pytest.mark.skipif(keras.backend.backend() not in RUNS, reason="JAX's shards: tests/kernels/test_jax.py")
+@pytest.mark.parametrize("run", RUNS.get(keras.backend.backend(), []))
 def test_replicas_together_are_one(run, tmp_path):
     cases = [_data(*case) for case in CASES]
     paths = [str(tmp_path / f"data_{index}.npz") for index in range(len(cases))]
@@ -114,3 +129,14 @@ def test_other_backends_refuse(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "openvino")
     with pytest.raises(KerasBNError, match=r"needs the TensorFlow, PyTorch or JAX backend.*'openvino'"):
         BatchNormalization(synchronized=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+def test_every_variant_has_a_law_on_replicas(tmp_path):
+    _run([([tmp_path / "result.npz"], {})], SCRIPT.with_name("variants_on_replicas.py"))
+    results = dict(np.load(tmp_path / "result.npz"))
+    expected = {name.removeprefix("expected_"): v for name, v in results.items() if "expected" in name}
+    assert len(expected) == 11
+    for name, value in expected.items():
+        np.testing.assert_allclose(results[f"found_{name}"], value, rtol=1e-5, err_msg=name)
