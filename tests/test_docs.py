@@ -30,7 +30,8 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 # A fenced block and, where one follows at once, the `text` block with what it prints.
 SNIPPET = re.compile(r"^```(python|sh)\n(.*?)^```\n(?:\n*```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
-OPTIONAL = {"torch", "tf_keras"}
+OPTIONAL = {"apache_beam", "pyspark", "ray", "tf_keras", "torch"}
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # its workers run the interpreter of the tests
 # They need an engine, a cluster, a browser or an installation of their own.
 NOT_RUN = {"docker", "kubectl", "tensorboard", "pip", "make"}
 
