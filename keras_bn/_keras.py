@@ -7,6 +7,7 @@ fails there first.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -131,7 +132,8 @@ def producing_node(tensor: Any) -> Any:
     history = getattr(tensor, "_keras_history", None)
     if history is None or history.operation is None:
         return None
-    return history.operation._inbound_nodes[history.node_index]
+    recorded = history.operation._inbound_nodes
+    return recorded[history.node_index] if history.node_index < len(recorded) else None
 
 
 def start_without_calls(old: Any, new: Any, functions: tuple[str, ...]) -> None:
@@ -156,6 +158,14 @@ def take_over_calls(old: Any, new: Any, copies: Any) -> None:
         for position, tensor in enumerate(node.outputs):
             history = tensor._keras_history
             tensor._keras_history = type(history)(new, index, position)
+
+
+def without_calls(operation: Any) -> Any:
+    """The operation with an empty record of its calls, but for the one that makes an input what it is."""
+    kept = () if isinstance(operation, keras.layers.InputLayer) else (NODE_LISTS[0],)
+    for name in (*kept, NODE_LISTS[1]):
+        setattr_plain(operation, name, [])
+    return operation
 
 
 def setattr_plain(target: Any, name: str, value: Any) -> None:
@@ -231,3 +241,38 @@ def stored_as_batch_normalization(store: Any) -> dict[str, Any]:
     name = "batch_normalization" + (f"_{number}" if number.isdigit() else "")
     entry = f"{parent}/{name}/vars"
     return {key: value[()] for key, value in file[entry].items()} if entry in file else {}
+
+
+def converts_inputs(layer: Any) -> bool:
+    """Whether a layer casts its inputs to its compute dtype before it calls `call`."""
+    return bool(layer._convert_input_args)
+
+
+def losses_recorded(layer: Any) -> bool:
+    """Whether the last call of a layer added losses; `losses`, which is public, has regularizers' too."""
+    return bool(layer._losses)
+
+
+def forget_losses(layer: Any) -> None:
+    """Drop the losses that a call on symbolic tensors has added."""
+    layer._losses.clear()
+    layer._loss_ids.clear()
+
+
+@contextmanager
+def calls_forgotten(layers: list[Any], always: bool = True) -> Iterator[None]:
+    """The calls recorded inside are dropped from layers afterwards; if not `always`, on an error only."""
+    counts = [(layer, name, len(vars(layer)[name])) for layer in layers for name in NODE_LISTS]
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if always or failed:
+            for layer, name, count in counts:
+                del vars(layer)[name][count:]
+
+
+def calls_kept_on_error(layers: list[Any]) -> Any:
+    """On an error inside, layers forget the calls recorded there."""
+    return calls_forgotten(layers, always=False)

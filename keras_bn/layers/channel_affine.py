@@ -51,8 +51,8 @@ class ChannelAffine(keras.layers.Layer):
         self.scale = self.add_weight((channels,), "ones", dtype, autocast=False, name="scale")
         self.offset = self.add_weight((channels,), "zeros", dtype, autocast=False, name="offset")
 
-    def call(self, inputs: Any) -> Any:
-        """Multiply and add."""
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Multiply and add; `training` and `mask`, which BN takes, make no difference."""
         scale, offset = (ops.convert_to_tensor(vector) for vector in (self.scale, self.offset))
         return ops.cast(kernels.affine(inputs, scale, offset, self.axis), self.compute_dtype)
 

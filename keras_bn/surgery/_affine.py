@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
@@ -65,25 +66,37 @@ def affine_of(call: Call) -> Affine:
         KerasBNError: if a weight or statistic makes it NaN or infinite.
     """
     layer = call.layer
-    weights = {weight.name: np.asarray(weight.numpy(), np.float64) for weight in layer.weights}
+    rank = len(call.node.input_tensors[0].shape)
+    shape = [1] * (rank - 1)
+    shape[layer.axis % rank - 1] = -1
+    scale, offset = inference_affine(layer, call.path)
+    return Affine(scale, offset).mapped(lambda v: v.reshape(shape))
+
+
+def inference_affine(layer: Any, path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scale and offset of a BN layer at inference, one value per channel.
+
+    Raises:
+        KerasBNError: if a weight or statistic makes it NaN or infinite.
+    """
+    weights = {w.name: ops.convert_to_numpy(w).astype(np.float64) for w in layer.weights}
     for name, values in weights.items():
         if not np.isfinite(values).all():
-            raise KerasBNError(f"{name} of {call.path!r} holds NaN or infinity; recalibrate or retrain it.")
+            raise KerasBNError(f"{name} of {path!r} holds NaN or infinity; recalibrate or retrain it.")
     if not (weights["moving_variance"] + layer.epsilon > 0).all():
         raise KerasBNError(
-            f"moving_variance of {call.path!r} holds values of which epsilon={layer.epsilon:g} makes nothing "
+            f"moving_variance of {path!r} holds values of which epsilon={layer.epsilon:g} makes nothing "
             "positive, so there is nothing to divide by; recalibrate it or raise epsilon."
         )
     if isinstance(layer, BatchNormalization):
         # Its own float32 arithmetic: where it is the identity, the fold leaves every weight as it was.
-        scale, offset = (np.asarray(v, np.float64) for v in layer.inference_affine())
+        scale, offset = (
+            ops.convert_to_numpy(vector).astype(np.float64) for vector in layer.inference_affine()
+        )
     else:
         scale = weights.get("gamma", 1.0) / np.sqrt(weights["moving_variance"] + layer.epsilon)
         offset = weights.get("beta", 0.0) - weights["moving_mean"] * scale
-    rank = len(call.node.input_tensors[0].shape)
-    shape = [1] * (rank - 1)
-    shape[layer.axis % rank - 1] = -1
-    return Affine(scale, offset).mapped(lambda v: v.reshape(shape))
+    return scale, offset
 
 
 def before(call: Call, affine: Affine) -> list[Affine]:

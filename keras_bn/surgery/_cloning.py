@@ -13,7 +13,7 @@ import functools
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,10 +43,10 @@ class Clone:
     """
 
     def __init__(self, model: Any, exchanged: Iterable[tuple[Any, Any]] = ()) -> None:
-        self._web = _Web(model)
+        self._exchanged = _with_variables(exchanged)
+        self._web = _Web(model, {id(old) for old, _ in self._exchanged})
         self._new: dict[int, Any] = {}
         self._pending: list[tuple[Any, Any]] = []
-        self._exchanged = _with_variables(exchanged)
         for old, new in self._exchanged:
             self._new[id(old)] = new
         self.model = self._of(model)
@@ -87,9 +87,9 @@ def exchanged_in_place(model: Any, exchanged: Iterable[tuple[Any, Any]]) -> Iter
 
     If the block is left by an error, or by Ctrl-C, every place holds again what it held before.
     """
-    web = _Web(model)
     pairs = _with_variables(exchanged)
     new = {id(old): replacement for old, replacement in pairs}
+    web = _Web(model, set(new))
 
     def swapped(value: Any) -> Any:
         if id(value) in new:
@@ -121,7 +121,8 @@ def layers_in(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
     """Every layer a model holds, wherever it holds it, with a readable path such as `backbone/block/bn`.
 
     Those that Keras tracks come first, in its order; those that it does not see, held by objects of one's
-    own, follow. A shared layer is listed once, and the model itself not at all.
+    own, follow. A model in a wrapper is no level of its own: `TimeDistributed(cnn, name="td")` holds `td/bn`.
+    A shared layer is listed once, and the model itself not at all.
     """
     found: dict[int, tuple[str, keras.Layer]] = {}
 
@@ -129,7 +130,8 @@ def layers_in(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
         for layer in _keras.direct_layers(owner):
             if id(layer) not in found and layer is not model:
                 found[id(layer)] = f"{prefix}{layer.name}", layer
-                visit(layer, f"{prefix}{layer.name}/")
+                wrapped = isinstance(owner, keras.layers.Wrapper) and isinstance(layer, keras.Model)
+                visit(layer, prefix if wrapped else f"{prefix}{layer.name}/")
 
     visit(model, "")
     for holder in _Web(model).objects:
@@ -140,9 +142,14 @@ def layers_in(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
 
 
 class _Web:
-    """The objects that can be reached from a model, and which of them lead to a layer or variable."""
+    """The objects that can be reached from a model, and which of them lead to a layer or variable.
 
-    def __init__(self, root: Any) -> None:
+    Args:
+        root: the model.
+        closed: identities of objects that are not looked into.
+    """
+
+    def __init__(self, root: Any, closed: Set[int] = frozenset()) -> None:
         self.objects: list[Any] = []
         holders: dict[int, list[Any]] = {}
         seen: set[int] = set()
@@ -154,7 +161,7 @@ class _Web:
                 continue
             seen.add(id(holder))
             self.objects.append(holder)
-            parts = list(_parts(holder))
+            parts = [] if id(holder) in closed else list(_parts(holder))
             self._alive += parts
             for part in parts:
                 holders.setdefault(id(part), []).append(holder)
@@ -315,7 +322,7 @@ def _with_variables(exchanged: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any
         result.append((old, new))
         if isinstance(old, keras.Layer) and isinstance(new, keras.Layer):
             by_name = {variable.name: variable for variable in new.variables}
-            for variable in old.variables:
+            for variable in [] if _keras.direct_layers(old) else old.variables:
                 counterpart = by_name.get(variable.name)
                 if counterpart is not None and tuple(counterpart.shape) == tuple(variable.shape):
                     result.append((variable, counterpart))

@@ -1,9 +1,8 @@
-"""Copies of layers that share nothing with the originals: configuration, weights, seeds, flags."""
+"""Copies of the layers of a graph that is rewritten, and of what its model was compiled with."""
 
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,18 +11,24 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from keras_bn._keras import Functional, compile_arguments, flatten_layers
+from keras_bn._keras import Functional, compile_arguments, flatten_layers, without_calls
 from keras_bn.errors import KerasBNError
-from keras_bn.surgery._state import states_of
+from keras_bn.surgery._cloning import Clone
 
 
 class Copies:
-    """The copy of every layer, made when first asked for."""
+    """The copy of every layer of a model: its clone, or made anew of its configuration where that changes.
 
-    def __init__(self) -> None:
+    Args:
+        model: the donor.
+        owned: If True, the layers of the donor themselves are taken: nobody else has it.
+    """
+
+    def __init__(self, model: keras.Model, owned: bool = False) -> None:
+        self._clone = None if owned else Clone(model)
         self._pairs: dict[int, tuple[Any, Any]] = {}
-        self._weights: dict[int, Iterable[ArrayLike]] = {}
-        self._models: set[int] = set()
+        self._remade: list[tuple[Any, Any, Iterable[ArrayLike] | None]] = []
+        self._models: list[tuple[Any, Any]] = []
         self._new: list[tuple[Any, bool]] = []
 
     def __contains__(self, layer: Any) -> bool:
@@ -32,42 +37,49 @@ class Copies:
     def __call__(self, layer: Any, /, weights: Iterable[ArrayLike] | None = None, **changes: Any) -> Any:
         """The copy of `layer`; `weights` and `changes` are heeded by the call that makes it."""
         if layer not in self:
-            self._pairs[id(layer)] = layer, _recreate(layer, changes)
-            if weights is not None:
-                self._weights[id(layer)] = weights
+            clone = self.clone_of(layer)
+            if changes or weights is not None:
+                copy = _recreate(clone, changes)
+                self._remade.append((clone, copy, weights))
+            else:
+                copy = without_calls(clone)
+            self._pairs[id(layer)] = layer, copy
         return self._pairs[id(layer)][1]
 
-    def register(self, model: keras.Model, rebuilt: keras.Model) -> None:
+    def clone_of(self, layer: Any) -> Any:
+        """The layer as it was copied, whatever its configuration becomes."""
+        return layer if self._clone is None else self._clone.of(layer)
+
+    def register(self, model: Any, rebuilt: Any) -> None:
         """Take a nested model that was rebuilt from copies of its layers as its copy."""
         self._pairs[id(model)] = model, rebuilt
-        self._models.add(id(model))
+        self._models.append((model, rebuilt))
 
     def note(self, layers: Iterable[Any]) -> None:
         """Remember the `trainable` flags of layers that are no copies."""
         copies = {id(copy) for _, copy in self._pairs.values()}
-        self._new += [(layer, layer.trainable) for layer in layers if id(layer) not in copies]
+        self._new += [
+            (layer, layer.trainable)
+            for layer in layers
+            if id(layer) not in copies and isinstance(layer, keras.Layer)
+        ]
 
     def transfer_state(self) -> None:
-        """Give the copies, now built, the variables and assets of the originals."""
-        for key, (layer, copy) in self._pairs.items():
-            if key in self._models or not isinstance(layer, keras.Layer):
-                continue
-            if key in self._weights:
-                copy.set_weights([np.asarray(array) for array in self._weights[key]])
+        """Give the copies that were made anew, now built, the weights and flags of the originals."""
+        for layer, copy, weights in self._remade:
+            if weights is not None:
+                copy.set_weights([np.asarray(array) for array in weights])
             else:
                 _transfer_variables(layer, copy)
-            _transfer_assets(layer, copy)
+            copy.trainable = layer.trainable
 
     def transfer_trainable(self, model: keras.Model, result: keras.Model) -> None:
         """Set the `trainable` flags: of a copy as in the original, of a new layer as when it was noted."""
+        flags = [(layer, layer.trainable) for layer in flatten_layers(result, include_self=False)]
+        rebuilt = {id(copy): layer.trainable for layer, copy in self._models}
         result.trainable = model.trainable
-        for layer in flatten_layers(model, include_self=False):  # outside in: setting one sets those inside
-            key = id(layer)
-            if key in self._pairs:
-                copy = self._pairs[key][1]
-                pairs = [(layer, copy)] if key in self._models else _sublayers(layer, copy)
-                for source, target in pairs:
-                    target.trainable = source.trainable
+        for layer, trainable in flags:  # outside in: setting one sets those inside
+            layer.trainable = rebuilt.get(id(layer), trainable)
         for layer, trainable in self._new:
             layer.trainable = trainable
 
@@ -129,13 +141,6 @@ def _transfer_variables(layer: keras.Layer, copy: keras.Layer) -> None:
         )
     for source, target in zip(old, new, strict=True):
         target.assign(_detached(source))
-    for original, part in _sublayers(layer, copy):
-        for source, target in zip(states_of(original), states_of(part), strict=True):
-            target.assign(_detached(source))
-        if type(part).load_own_variables is not keras.Layer.load_own_variables:
-            store: dict[str, Any] = {}  # it derives more from its variables, as Normalization does
-            original.save_own_variables(store)
-            part.load_own_variables({key: _detached(value) for key, value in store.items()})
 
 
 def _detached(value: Any) -> Any:
@@ -144,18 +149,3 @@ def _detached(value: Any) -> Any:
     JAX would let two variables share one, and the first model that trains then gives it up for both.
     """
     return ops.copy(value) if isinstance(value, keras.Variable) else value
-
-
-def _sublayers(layer: keras.Layer, copy: keras.Layer) -> list[tuple[keras.Layer, keras.Layer]]:
-    """A layer and those inside it with their counterparts; itself alone if the copy was made differently."""
-    old, new = flatten_layers(layer), flatten_layers(copy)
-    return list(zip(old, new, strict=True)) if len(old) == len(new) else [(layer, copy)]
-
-
-def _transfer_assets(layer: keras.Layer, copy: keras.Layer) -> None:
-    """Vocabularies and other state that is not in variables."""
-    for source, target in _sublayers(layer, copy):
-        if hasattr(source, "save_assets"):
-            with tempfile.TemporaryDirectory() as folder:
-                source.save_assets(folder)
-                target.load_assets(folder)

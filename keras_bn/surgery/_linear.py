@@ -8,10 +8,20 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
-from keras_bn.layers.linear import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, channel_axis, vector_shape
+from keras_bn.layers.linear import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    KINDS,
+    SEPARABLE,
+    TRANSPOSED,
+    channel_axis,
+    is_linear,
+    vector_shape,
+)
 from keras_bn.surgery._affine import Affine, Blocked
 
 _BFLOAT16_MAX = (2 - 2**-7) * 2.0**127  # NumPy knows the other types
@@ -24,6 +34,38 @@ def misplaces_bias(layer: Any, output_shape: tuple[int | None, ...]) -> bool:
     """
     channels_first = getattr(layer, "data_format", None) == "channels_first"
     return channels_first and output_shape[-1] in (None, output_shape[1])
+
+
+def why_not_plain(layer: Any) -> str:
+    """What keeps a convolution or dense layer from taking up other weights; empty if nothing does."""
+    if type(layer) not in KINDS:
+        return f"is a {type(layer).__name__}"
+    if getattr(layer, "quantization_mode", None):
+        return f"is quantized to {layer.quantization_mode}"
+    if has_lora(layer):
+        factors = layer.lora_kernel_a, layer.lora_kernel_b
+        if all(ops.any(factor) for factor in factors):
+            return "has LoRA weights that are not merged; save and load the model, which merges them"
+        return ""
+    return "" if is_linear(layer) else "has other weights than a kernel and a bias"
+
+
+def has_lora(layer: Any) -> bool:
+    """Whether low-rank adaptation is enabled, be it merged or not."""
+    return bool(getattr(layer, "lora_enabled", False))
+
+
+def largest_number(dtype: str) -> float:
+    """The largest finite number of a dtype.
+
+    >>> largest_number("float16")
+    65504.0
+    """
+    return _BFLOAT16_MAX if dtype == "bfloat16" else float(np.finfo(dtype).max)
+
+
+def _float64(weight: Any) -> NDArray[np.float64]:
+    return ops.convert_to_numpy(weight).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -44,14 +86,16 @@ class Linear:
 
     @classmethod
     def of(cls, layer: keras.Layer, input_shape: tuple[int | None, ...]) -> Linear:
-        """The weights a layer has."""
-        arrays = [np.asarray(weight.numpy(), np.float64) for weight in layer.weights]
-        return cls(
-            layer,
-            input_shape,
-            arrays[:-1] if layer.use_bias else arrays,
-            arrays[-1] if layer.use_bias else None,
-        )
+        """The weights a layer has; of LoRA, which has been merged, there is nothing left."""
+        names = ("depthwise_kernel", "pointwise_kernel") if type(layer) in SEPARABLE else ("kernel",)
+        kernels = [_float64(getattr(layer, name)) for name in names]
+        return cls(layer, input_shape, kernels, _float64(layer.bias) if layer.use_bias else None)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The entries of the layer's configuration that go with the new weights."""
+        changes: dict[str, Any] = {"use_bias": self.bias is not None}
+        return changes | ({"lora_rank": None, "lora_alpha": None} if has_lora(self.layer) else {})
 
     @property
     def axis(self) -> int:
@@ -93,8 +137,7 @@ class Linear:
         """
         arrays = [*self.kernels] if self.bias is None else [*self.kernels, self.bias]
         for dtype in (self.layer.variable_dtype, self.layer.compute_dtype):
-            limit = _BFLOAT16_MAX if dtype == "bfloat16" else float(np.finfo(dtype).max)
-            largest = max(np.abs(array).max() for array in arrays)
+            limit, largest = largest_number(dtype), max(np.abs(array).max() for array in arrays)
             if not largest <= limit:
                 raise KerasBNError(
                     f"With BN folded in, the weights of {self.layer.name!r} reach {largest:.3g}, beyond "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,22 +14,17 @@ from keras_bn.surgery._state import state_kept
 def change_on_noise(before: keras.Model, after: keras.Model, data: Any = None) -> float | None:
     """The largest absolute change of an output on two examples of noise, None where a model takes no floats.
 
-    Axes of unknown length are 64 long. With `data`, a batch of inputs, it is the change on that instead.
+    Axes of unknown length are 64 long. One of the models may be subclassed. With `data`, a batch of inputs,
+    it is the change on that instead.
     """
     if data is not None:
         return _change(before, after, data)
-    if not getattr(before, "inputs", None) or not all(
-        keras.backend.is_float_dtype(tensor.dtype) for tensor in before.inputs
-    ):
+    noise = _noise_for(before if getattr(before, "inputs", None) else after)
+    if noise is None:
         return None
-    random = np.random.default_rng(0)
-    noise = keras.tree.map_structure(
-        lambda tensor: random.normal(size=(2, *(n or 64 for n in tensor.shape[1:]))).astype(tensor.dtype),
-        before.inputs[0] if isinstance(before, keras.Sequential) else before.input,
-    )
     try:
         return _change(before, after, noise)
-    except (ValueError, RuntimeError):  # noise need not make sense to a model
+    except Exception:  # noise need not make sense to a model, which fails in a way of its backend
         return None
 
 
@@ -37,7 +33,50 @@ def _change(before: keras.Model, after: keras.Model, inputs: Any) -> float:
     return max(float(np.abs(new - old).max(initial=0.0)) for old, new in pairs)
 
 
+def called_in_training(model: keras.Model, layers: Sequence[Any]) -> list[Any]:
+    """Those of the layers that a model at inference calls with training=True, as far as noise shows it."""
+    noise, found = _noise_for(model), []
+
+    def recorded(layer: Any) -> Callable[..., Any]:
+        call = layer.call
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("training"):
+                found.append(layer)
+            return call(*args, **kwargs)
+
+        return record
+
+    if noise is None:
+        return []
+    try:
+        for layer in layers:
+            layer.call = recorded(layer)
+        _outputs(model, noise)
+    except Exception:  # as above
+        return []
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
+    return found
+
+
+def _noise_for(model: keras.Model) -> Any:
+    """Two examples for a model with a graph; None where it takes no floats."""
+    tensors = getattr(model, "inputs", None) or []
+    if not tensors or not all(keras.backend.is_float_dtype(tensor.dtype) for tensor in tensors):
+        return None
+    random = np.random.default_rng(0)
+    fixed = {tensor.shape[0] for tensor in tensors} - {None}
+    count = fixed.pop() if fixed else 2
+    return keras.tree.map_structure(
+        lambda tensor: random.normal(size=(count, *(n or 64 for n in tensor.shape[1:]))).astype("float32"),
+        model.inputs[0] if isinstance(model, keras.Sequential) else model.input,
+    )
+
+
 def _outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
     with state_kept(model):
         outputs = keras.tree.flatten(model(inputs, training=False))
-    return [keras.ops.convert_to_numpy(keras.ops.cast(output, "float64")) for output in outputs]
+    arrays = [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
+    return [array.astype("float64") for array in arrays]

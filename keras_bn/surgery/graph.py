@@ -1,15 +1,15 @@
 """Rewriting Keras models: every call of a layer is kept, or replaced by a chain of layers.
 
-The donor is never touched. Its layers are recreated from their configurations and their weights copied, so
-nothing is shared between the two models; names, `trainable` flags, dtype policies, the state of random seeds
-and the compile configuration are carried over. Nested models are rewritten in place, a Sequential stays one,
-and a layer that is called twice is recreated once.
+The donor is never touched. Its layers are cloned, so nothing is shared between the two models; names,
+`trainable` flags, dtype policies, the state of random seeds and the compile configuration are carried over.
+A layer whose configuration changes is made anew. Nested models are rewritten in their places, a Sequential
+stays one, and a layer that is called twice is copied once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,10 @@ from keras_bn._keras import Functional, graph_of, nodes, structures
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery import _copying
 from keras_bn.surgery._checks import check_keras_model
+from keras_bn.surgery._cloning import exchanged_in_place
 
-Edit = Callable[["Call", _copying.Copies], "Sequence[keras.Layer] | None"]
+Edit = Callable[["Call", _copying.Copies], "Sequence[Any] | None"]
+Paths = Mapping[int, str]
 
 
 @dataclass(eq=False)
@@ -34,6 +36,7 @@ class Call:
         producers: the calls whose outputs it takes, in the order of its arguments.
         consumers: the calls that take its outputs.
         is_output: whether an output of the model it stands in (which may be a nested one) comes from it.
+        is_model_output: whether that model is the outermost one.
         inner: the calls of a nested model, else empty.
     """
 
@@ -41,6 +44,7 @@ class Call:
     path: str
     kwargs: dict[str, Any]
     is_output: bool
+    is_model_output: bool
     node: Any = field(repr=False)
     names: set[str] = field(repr=False)
     producers: list[Call] = field(default_factory=list, repr=False)
@@ -58,8 +62,12 @@ class Call:
         return name
 
 
-def calls(model: keras.Model) -> list[Call]:
+def calls(model: keras.Model, paths: Paths | None = None) -> list[Call]:
     """The calls of a model's graph, each after those it depends on; nested models are one call each.
+
+    Args:
+        model: Functional or Sequential, also with such models nested in it or in wrappers.
+        paths: of layers, by their identity, that are to be called otherwise than their names say.
 
     Raises:
         KerasBNError: if `model` is not Functional or Sequential, is not built, or two layers share a name.
@@ -69,15 +77,17 @@ def calls(model: keras.Model) -> list[Call]:
     [('logits', True)]
     """
     check(model)
-    return _calls(model, "")
+    return _calls(model, "", paths or {})
 
 
-def walk(model: keras.Model) -> Iterator[Call]:
+def walk(model: keras.Model, paths: Paths | None = None) -> Iterator[Call]:
     """Like `calls`, followed into nested models: first the call of the nested model, then what is in it."""
-    yield from _flatten(calls(model))
+    yield from _flatten(calls(model, paths))
 
 
-def rewrite(model: keras.Model, edit: Edit) -> keras.Model:
+def rewrite(
+    model: keras.Model, edit: Edit, *, owned: bool = False, paths: Paths | None = None
+) -> keras.Model:
     """Build a new model from `model`, calling other layers where `edit` says so.
 
     Args:
@@ -88,6 +98,8 @@ def rewrite(model: keras.Model, edit: Edit) -> keras.Model:
             keep the layer as it is. `copy(layer)` is the layer's copy in the new model, made once per layer;
             `copy(layer, weights=None, **changes)` makes it with other entries in its configuration and,
             where the variables then differ, with these weights (arrays, in the order of `layer.weights`).
+        owned: If True, the layers of `model` are used up: they become those of the result.
+        paths: as for `calls`.
 
     Returns:
         A new model of the class of `model` if that can be built from inputs and outputs, else Functional:
@@ -102,8 +114,8 @@ def rewrite(model: keras.Model, edit: Edit) -> keras.Model:
     ['Dense']
     """
     check(model)
-    copies = _copying.Copies()
-    result = _rebuild(model, _calls(model, ""), edit, copies)
+    copies = _copying.Copies(model, owned)
+    result = _rebuild(model, _calls(model, "", paths or {}), edit, copies)
     copies.transfer_state()
     copies.transfer_trainable(model, result)
     _copying.compile_alike(model, result)
@@ -113,7 +125,7 @@ def rewrite(model: keras.Model, edit: Edit) -> keras.Model:
 def losses(donor: keras.Model, result: keras.Model) -> tuple[str, ...]:
     """What of `donor` a rewritten `result` could not keep, a sentence each."""
     notes = []
-    if type(result) is not type(donor):
+    if type(result) is not type(donor) and not isinstance(donor, keras.Sequential):
         notes.append(
             f"The result is a {type(result).__name__}: {type(donor).__name__} is not built from inputs and "
             "outputs, so methods of its own are not carried over."
@@ -130,6 +142,15 @@ def is_graph(model: Any) -> bool:
     if not (isinstance(model, keras.Model) and isinstance(model, keras.Function)):
         return False
     return type(model).call is Functional.call
+
+
+def graph_in(layer: Any) -> Any:
+    """The model with a graph that a layer is, or that it wraps; None if there is none."""
+    if is_graph(layer):
+        return layer
+    if type(layer) is keras.layers.TimeDistributed and is_graph(layer.layer):
+        return layer.layer
+    return None
 
 
 def check(model: Any) -> None:
@@ -153,11 +174,11 @@ def check(model: Any) -> None:
                 f"Model {model.name!r} has {count} layers named {name!r}; give each its own name."
             )
     for operation in operations:
-        if is_graph(operation):
-            check(operation)
+        if (inner := graph_in(operation)) is not None:
+            check(inner)
 
 
-def _calls(model: keras.Model, prefix: str) -> list[Call]:
+def _calls(model: keras.Model, prefix: str, paths: Paths) -> list[Call]:
     graph = graph_of(model)
     outputs = {id(tensor) for tensor in graph.outputs}
     names = {operation.name for operation in graph.operations}
@@ -167,15 +188,18 @@ def _calls(model: keras.Model, prefix: str) -> list[Call]:
     for node in nodes(graph):
         layer = node.operation
         seen[id(layer)] += 1
-        path = f"{prefix}{layer.name}" + (f" (call {seen[id(layer)]})" if seen[id(layer)] > 1 else "")
+        path = paths.get(id(layer), f"{prefix}{layer.name}") + (
+            f" (call {seen[id(layer)]})" if seen[id(layer)] > 1 else ""
+        )
         is_output = any(id(tensor) in outputs for tensor in node.outputs)
-        call = Call(layer, path, dict(node.arguments.kwargs), is_output, node, names)
+        kwargs = dict(node.arguments.kwargs)
+        call = Call(layer, path, kwargs, is_output, is_output and not prefix, node, names)
         call.producers = [by_tensor[id(t)] for t in node.input_tensors if id(t) in by_tensor]
         for producer in call.producers:
             producer.consumers.append(call)
         # A nested model that is called again is the same one, and listed once.
-        if is_graph(layer) and seen[id(layer)] == 1:
-            call.inner = _calls(layer, f"{prefix}{layer.name}/")
+        if (inner := graph_in(layer)) is not None and seen[id(layer)] == 1:
+            call.inner = _calls(inner, f"{path}/", paths)
         by_tensor.update((id(tensor), call) for tensor in node.outputs)
         result.append(call)
     return result
@@ -189,9 +213,13 @@ def _flatten(found: list[Call]) -> Iterator[Call]:
 
 def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying.Copies) -> keras.Model:
     def chain(call: Call) -> Sequence[keras.Layer]:
-        if is_graph(call.layer):
-            if call.layer not in copies:
-                copies.register(call.layer, _rebuild(call.layer, call.inner, edit, copies))
+        if (inner := graph_in(call.layer)) is not None:
+            if inner not in copies:
+                copies.register(inner, _rebuild(inner, call.inner, edit, copies))
+                if inner is not call.layer:
+                    pair = copies.clone_of(inner), copies(inner)
+                    with exchanged_in_place(copies(call.layer), [pair]):
+                        pass
             return [copies(call.layer)]
         replacement = None if call.node.is_input else edit(call, copies)
         if replacement is None:
@@ -202,7 +230,8 @@ def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying
     if isinstance(model, keras.Sequential):
         # The operations that compute masks are in the graph too; the new model makes its own.
         stack = [layer for call in found if isinstance(call.layer, keras.Layer) for layer in chain(call)]
-        return _copying.constructor(model)(stack, name=model.name)
+        if all(isinstance(layer, keras.Layer) for layer in stack):
+            return _copying.constructor(model)(stack, name=model.name)
     tensors: dict[int, Any] = {}
     for call in found:
         layers = chain(call)
@@ -213,8 +242,10 @@ def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying
         else:
             results = _apply(layers, call, tensors)
         tensors.update((id(old), new) for old, new in zip(call.node.outputs, results, strict=True))
-    inputs, outputs = keras.tree.map_structure(lambda tensor: tensors[id(tensor)], structures(model))
-    return _copying.constructor(model)(inputs, outputs, name=model.name)
+    ends = structures(graph_of(model))
+    inputs, outputs = keras.tree.map_structure(lambda tensor: tensors[id(tensor)], ends)
+    kind = keras.Model if isinstance(model, keras.Sequential) else _copying.constructor(model)
+    return kind(inputs, outputs, name=model.name)
 
 
 def _apply(layers: Sequence[keras.Layer], call: Call, tensors: dict[int, Any]) -> list[Any]:

@@ -7,7 +7,9 @@ import pytest
 import keras_bn
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.channel_affine import ChannelAffine
+from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery.normalizations import is_batch_normalization
+from tests.surgery import families, people
 
 L = keras.layers
 # Models in float64, so that a wrong term shows and rounding does not: 1e-12 of the scale is some 5000 ulps.
@@ -20,13 +22,6 @@ DEEP_RANGES = {
     "moving_mean": (-0.3, 0.3),
     "moving_variance": (0.5, 1.5),
 }
-
-
-@pytest.fixture(autouse=True)
-def unmeasured(request, monkeypatch):
-    """`folded` compares the outputs itself, and eagerly, which is faster for models this small."""
-    if "difference" not in request.node.name:
-        monkeypatch.setattr("keras_bn.surgery.fold._difference", lambda *models: None)
 
 
 def scramble(model, seed=0):
@@ -421,13 +416,273 @@ def test_output_and_input_names_stay():
     assert kinds(result)[1:] == ["Dense"]
 
 
-def test_a_normalization_inside_another_layer_is_left_alone():
+def test_a_normalization_inside_a_wrapper_becomes_a_multiply_add():
     wrapped = L.TimeDistributed(L.BatchNormalization(name="bn", **F64), name="each", **F64)
-    _, rows = folded(sequential((6, 4, 3), wrapped))
-    assert (rows["each/bn"].action, rows["each/bn"].reason) == (
-        "left alone",
-        "inside TimeDistributed, not a graph",
+    model, rows = folded(sequential((6, 4, 3), wrapped))
+    assert rows["each/bn"].action == "multiply-add"
+    assert "inside each (TimeDistributed)" in rows["each/bn"].reason
+    assert type(model.get_layer("each").layer) is ChannelAffine
+
+
+FOLDED_OF_PEOPLE = {"wrong_config": 0, "recurrent": 0}
+
+
+@pytest.mark.parametrize("make", people.MODELS, ids=lambda make: make.__name__)
+def test_models_as_people_write_them(make, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, inputs = make()
+    people.scramble(model)
+    expected, names = people.outputs(model, inputs), [layer.name for _, layer in layers_in(model)]
+    count = sum(is_batch_normalization(layer) for _, layer in layers_in(model))
+    result = keras_bn.fold(model)
+    assert [layer.name for _, layer in layers_in(model)] == names
+    actions = [row.action for row in result.report.rows]
+    assert len(actions) == count
+    assert actions.count("folded") == FOLDED_OF_PEOPLE.get(make.__name__, count)
+    assert set(actions) <= {"folded", "multiply-add"}
+    assert not any(is_batch_normalization(layer) for _, layer in layers_in(result.model))
+    if getattr(model, "inputs", None):
+        assert [t.name for t in result.model.inputs] == [t.name for t in model.inputs]
+        assert getattr(result.model, "output_names", None) == getattr(model, "output_names", None)
+    keras.tree.assert_same_structure(result.model(inputs), model(inputs))
+    tolerance = 3e-2 if make is people.mixed_precision else 1e-5
+    for old, new in zip(expected, people.outputs(result.model, inputs), strict=True):
+        np.testing.assert_allclose(new, old, rtol=0, atol=tolerance * np.abs(old).max())
+    if set(actions) == {"folded"}:
+        result.model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        for old, new in zip(*(people.outputs(m, inputs) for m in (result.model, loaded)), strict=True):
+            np.testing.assert_array_equal(new, old)
+
+
+# Where it is not all of them: added to another branch, in an encoder that asks for static shapes, never
+# called, behind an addition or before an activation.
+FOLDED_OF_KERAS_HUB = {"retinanet": 13, "d_fine": 14, "densenet": 4}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.__name__)
+def test_models_of_keras_hub(family):
+    pytest.importorskip("keras_hub")
+    model = families.scramble(family())
+    inputs = families.inputs_for(model)
+    result = keras_bn.fold(model)
+    rows = [row for row in result.report.rows if row.kind == "BatchNormalization"]
+    count = sum(is_batch_normalization(layer) for _, layer in layers_in(model))
+    assert len(rows) == count
+    actions = [row.action for row in rows]
+    assert actions.count("folded") == FOLDED_OF_KERAS_HUB.get(family.__name__, count)
+    left = [row for row in rows if row.action == "left alone"]
+    assert all(row.reason == "is never called" for row in left)
+    assert len(left) == (3 if family is families.retinanet else 0)
+    if family is not families.d_fine:  # it chooses queries by rank, which rounding may change
+        for old, new in zip(*(people.outputs(m, inputs) for m in (model, result.model)), strict=True):
+            np.testing.assert_allclose(new, old, rtol=0, atol=1e-4 * np.abs(old).max())
+
+
+class Raw(L.Layer):
+    """Its call leaves keras.ops for NumPy, so it does not run on symbolic tensors."""
+
+    def __init__(self, training=None, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.bn = L.Dense(3), L.BatchNormalization(name="bn")
+        self.training = training
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.bn.build((None, 3))
+
+    def call(self, x):
+        if isinstance(x, keras.KerasTensor):
+            raise TypeError("no symbolic tensors")
+        return self.bn(self.dense(x), training=self.training)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 3)
+
+
+def test_a_call_that_cannot_be_inlined_keeps_its_class():
+    model = people.scramble(keras.Sequential([keras.Input((5,)), Raw(name="raw"), L.Dense(2)]))
+    x = people.normal(4, 5)
+    result = keras_bn.fold(model)
+    (row,) = result.report.rows
+    assert (row.layer, row.action) == ("raw/bn", "multiply-add")
+    assert "inside raw (Raw)" in row.reason and "no symbolic tensors" in row.reason
+    assert type(result.model.get_layer("raw")) is Raw
+    np.testing.assert_allclose(people.outputs(result.model, x), people.outputs(model, x), rtol=0, atol=1e-6)
+
+
+def test_a_normalization_in_training_mode_inside_a_layer_is_left_alone():
+    model = keras.Sequential([keras.Input((5,)), Raw(training=True, name="raw"), L.Dense(2)])
+    result = keras_bn.fold(people.scramble(model))
+    (row,) = result.report.rows
+    assert row.action == "left alone" and "training=True" in row.reason
+
+
+def test_a_subclassed_model_that_cannot_be_inlined_keeps_its_class():
+    class RawNet(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.bn = L.Dense(3), L.BatchNormalization(name="bn")
+
+        def call(self, x):
+            if isinstance(x, keras.KerasTensor):
+                raise TypeError("no symbolic tensors")
+            return self.bn(self.dense(x))
+
+    model, x = RawNet(), people.normal(4, 5)
+    model(x)
+    result = keras_bn.fold(people.scramble(model))
+    assert type(result.model) is RawNet
+    assert [row.action for row in result.report.rows] == ["multiply-add"]
+    np.testing.assert_allclose(people.outputs(result.model, x), people.outputs(model, x), rtol=0, atol=1e-6)
+
+
+class Scaled(L.Layer):
+    """Uses weights of its own in its call."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.bn = L.Dense(3), L.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.bn.build((None, 3))
+        self.factor = self.add_weight((3,), "random_normal", name="factor")
+
+    def call(self, x):
+        return keras.ops.tanh(self.bn(self.dense(x)) * self.factor)
+
+
+def test_weights_of_a_layer_s_own_stay_weights(tmp_path):
+    model = people.scramble(keras.Sequential([keras.Input((5,)), Scaled(), L.Dense(2)]))
+    x = people.normal(4, 5)
+    result = keras_bn.fold(model).model
+    np.testing.assert_allclose(people.outputs(result, x), people.outputs(model, x), rtol=0, atol=1e-6)
+    assert sum(w.shape == (3,) for w in result.trainable_weights) == 2  # a bias and the factor
+    result.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(people.outputs(loaded, x), people.outputs(result, x))
+
+
+class Noisy(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bn, self.seed = L.BatchNormalization(), keras.random.SeedGenerator(1)
+
+    def build(self, shape):
+        self.bn.build(shape)
+
+    def call(self, x):
+        return self.bn(x) + 0.0 * keras.random.normal((1, 5), seed=self.seed)
+
+
+def test_random_numbers_are_not_frozen():
+    model = people.scramble(keras.Sequential([keras.Input((5,)), Noisy(name="noisy")]))
+    (row,) = keras_bn.fold(model).report.rows
+    assert row.action == "multiply-add" and "random" in row.reason
+
+
+class Special(L.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+def test_a_subclass_that_computes_something_else_is_left_alone():
+    model = people.scramble(keras.Sequential([keras.Input((5,)), L.Dense(3), Special(name="special")]))
+    x = people.normal(4, 5)
+    result = keras_bn.fold(model)
+    assert result.report.rows[0].action == "left alone"
+    np.testing.assert_allclose(people.outputs(result.model, x), people.outputs(model, x), rtol=0, atol=1e-6)
+
+
+def test_a_normalization_that_is_never_called_is_said_to_be():
+    class Block(L.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.a, self.b = L.BatchNormalization(name="a"), L.BatchNormalization(name="b")
+
+        def build(self, shape):
+            self.a.build(shape)
+            self.b.build(shape)
+
+        def call(self, x):
+            return self.a(x)
+
+    model = keras.Sequential([keras.Input((4,)), Block(name="block"), L.Dense(2)])
+    rows = {row.layer: row for row in keras_bn.fold(model).report.rows}
+    assert rows["block/a"].action == "folded"
+    assert (rows["block/b"].action, rows["block/b"].reason) == ("left alone", "is never called")
+
+
+def adapted(what):
+    model = keras.Sequential(
+        [keras.Input((6,)), L.Dense(8, name="d"), L.BatchNormalization(name="bn"), L.ReLU()]
     )
+    model.add(L.Dense(3))
+    if what == "int8":
+        model.quantize("int8")
+    else:
+        model.get_layer("d").enable_lora(2)
+        model.get_layer("d").lora_kernel_b.assign(keras.random.normal((2, 8), seed=1))
+    return people.scramble(model)
+
+
+@pytest.mark.parametrize("what", ["LoRA", "int8"])
+def test_what_keeps_a_layer_from_taking_up_normalization_is_named(what):
+    (row,) = keras_bn.fold(adapted(what)).report.rows
+    assert row.action == "multiply-add"
+    assert f"before it, d {'has LoRA' if what == 'LoRA' else 'is quantized to int8'}" in row.reason
+
+
+def test_lora_folds_once_it_is_merged(tmp_path):
+    """As the reason advises: saving merges it."""
+    model, x = adapted("LoRA"), people.normal(4, 6)
+    model.save(tmp_path / "model.keras")
+    result = keras_bn.fold(keras.models.load_model(tmp_path / "model.keras"))
+    assert result.report.rows[0].action == "folded"
+    assert not result.model.get_layer("d").lora_enabled
+    np.testing.assert_allclose(people.outputs(result.model, x), people.outputs(model, x), rtol=0, atol=1e-6)
+
+
+PADDINGS = [
+    ("ZeroPadding1D", 1, L.Conv1D, (9, 3), {"kernel_size": 3}),
+    ("ZeroPadding2D", ((0, 1), (0, 1)), L.DepthwiseConv2D, (8, 8, 3), {"kernel_size": 3, "strides": 2}),
+    ("ZeroPadding2D", 1, L.Conv2D, (7, 6, 3), {"kernel_size": 3}),
+    ("ZeroPadding2D", 2, L.Conv2D, (7, 6, 3), {"kernel_size": 3, "dilation_rate": 2}),
+    ("ZeroPadding3D", 1, L.Conv3D, (5, 5, 5, 2), {"kernel_size": 3}),
+]
+
+
+@pytest.mark.parametrize(("kind", "padding", "conv", "shape", "options"), PADDINGS)
+def test_padding_goes_into_the_convolution(kind, padding, conv, shape, options):
+    if conv is not L.DepthwiseConv2D:
+        options = options | {"filters": 4}
+    stack = [keras.Input(shape), getattr(L, kind)(padding, name="pad"), conv(name="conv", **options)]
+    model = keras.Sequential([*stack, L.BatchNormalization(name="bn")])
+    x = people.normal(2, *shape)
+    unfolded = keras.Sequential([keras.Input(shape), *model.layers[:2]])
+    result = keras_bn.fold(unfolded)
+    assert [(row.layer, row.action) for row in result.report.rows] == [("pad", "absorbed")]
+    np.testing.assert_array_equal(people.outputs(result.model, x), people.outputs(unfolded, x))
+    both = keras_bn.fold(people.scramble(model))
+    assert {row.action for row in both.report.rows} == {"absorbed", "folded"}
+    assert [layer.name for layer in both.model.layers] == ["conv", "bn"]
+    np.testing.assert_allclose(people.outputs(both.model, x), people.outputs(model, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("padding", "shape", "options"),
+    [
+        (((1, 0), (1, 0)), (8, 8, 3), {"strides": 2}),  # "same" pads at the end
+        (1, (8, 8, 3), {"strides": 2}),
+        (1, (None, None, 3), {"strides": 2}),
+        (1, (7, 7, 3), {"padding": "same"}),
+        (2, (7, 7, 3), {}),
+    ],
+)
+def test_other_padding_stays(padding, shape, options):
+    stack = [keras.Input(shape), L.ZeroPadding2D(padding), L.Conv2D(4, 3, **options)]
+    assert not keras_bn.fold(keras.Sequential(stack)).report.rows
 
 
 def test_a_model_without_normalization_is_copied():
@@ -564,13 +819,9 @@ class TestErrors:
         with pytest.raises(KerasBNError, match=r"'dense' reach .* beyond the 65504 that float16"):
             keras_bn.fold(model)
 
-    def test_subclassed(self):
-        class Net(keras.Model):
-            def call(self, x):
-                return x
-
-        with pytest.raises(KerasBNError, match="subclassed"):
-            keras_bn.fold(Net())
+    def test_subclassed_and_not_built(self):
+        with pytest.raises(KerasBNError, match="not built"):
+            keras_bn.fold(people.Net())
 
     def test_not_built(self):
         with pytest.raises(KerasBNError, match="not built"):
@@ -608,7 +859,7 @@ def test_keras_applications(name):
                 sign = random.choice([-1, 1], weight.shape) if weight.name == "gamma" else 1
                 weight.assign(random.uniform(*DEEP_RANGES[weight.name], weight.shape) * sign)
     result = keras_bn.fold(model)
-    actions = [row.action for row in result.report.rows]
+    actions = [row.action for row in result.report.rows if row.action != "absorbed"]
     assert actions.count("multiply-add") == FAMILIES[name]
     assert actions.count("folded") == len(actions) - FAMILIES[name] > 0
     x = random.uniform(0, 255 if "Efficient" in name or "V3Small" in name else 1, (2, size, size, 3)).astype(

@@ -1,0 +1,299 @@
+"""Layers and models replaced by the graph of what their `call` does.
+
+Keras records layers and `keras.ops` that are called on symbolic tensors. The `call` of a layer of one's own,
+called directly on such tensors, so leaves a node for every layer and operation inside it. The result computes
+what the layer computes, and is a plain graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_bn import _keras
+from keras_bn.errors import KerasBNError
+from keras_bn.layers.weight import Weight
+from keras_bn.surgery._cloning import Clone, layers_in
+from keras_bn.surgery._copying import Copies, parameters
+from keras_bn.surgery.graph import Call, graph_in, is_graph, rewrite, walk
+
+
+class _Closed(Exception):
+    """A layer cannot be inlined; the message says why."""
+
+
+class Inlined:
+    """A copy of a model with those of its layers inlined that hold layers of interest.
+
+    Args:
+        model: any built model. It is left as it is.
+        wanted: whether a layer is of interest. What holds none is left as it is.
+        trainable: If True, the result is to be trained on, so a layer that computes something else in
+            training is not inlined.
+        keep: paths of layers that are not to be inlined, since the outputs would change.
+
+    Attributes:
+        model: the copy, Functional or Sequential; nobody else has it, so its layers may be used up.
+        paths: the path of every layer of the copy, by identity, as it is in the donor.
+        opened: the paths of the layers that were inlined.
+        closed: why the others that hold layers of interest were not, by path.
+
+    Raises:
+        KerasBNError: the model is subclassed, and its `call` cannot be inlined.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        wanted: Callable[[Any], bool],
+        trainable: bool = False,
+        keep: Iterable[str] = (),
+    ) -> None:
+        self.opened: dict[str, str] = {}
+        self.closed: dict[str, str] = {path: "inlined, it computes something else" for path in keep}
+        self._wanted, self._trainable = wanted, trainable
+        clone = self._clone = Clone(model)
+        self.paths = {id(clone.of(layer)): path for path, layer in layers_in(model)}
+        self._named: set[str] = set()
+        self.model = clone.model if is_graph(model) else self._root(clone.model)
+        while any(self._is_to_open(call.layer) for call in walk(self.model, self.paths)):
+            self._named = {call.layer.name for call in walk(self.model, self.paths)}
+            self.model = rewrite(self.model, self._edit, owned=True, paths=self.paths)
+
+    def normalizations(self, found: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Paths and layers of the donor as paths and layers of the copy."""
+        return [(path, self._clone.of(layer)) for path, layer in found]
+
+    def holds(self, layer: Any) -> bool:
+        """Whether a layer of interest is inside a layer that is no graph."""
+        return (
+            isinstance(layer, keras.Layer)
+            and graph_in(layer) is None
+            and any(self._wanted(inner) for _, inner in layers_in(layer))
+        )
+
+    def _is_to_open(self, layer: Any) -> bool:
+        path = self.paths.get(id(layer), "")
+        return path not in self.closed and _is_own(layer) and self.holds(layer)
+
+    def _edit(self, call: Call, copy: Copies) -> list[Any] | None:
+        if not self._is_to_open(call.layer):
+            return None
+        is_output = call.is_model_output and len(call.node.outputs) == 1
+        return [_Opening(self, copy(call.layer), is_output)]
+
+    def _root(self, model: keras.Model) -> keras.Model:
+        """A graph of what a subclassed model does."""
+        if "" in self.closed:
+            raise KerasBNError(f"Model {model.name!r} ({type(model).__name__}): {self.closed['']}.")
+        inputs = _inputs_of(model)
+        try:
+            outputs = self.call(model, (inputs,), {})
+        except _Closed as reason:
+            raise KerasBNError(
+                f"Model {model.name!r} is subclassed ({type(model).__name__}), and its graph cannot be seen: "
+                f"{reason}. Rebuild it with the functional API, keras.Model(inputs, outputs), or operate on "
+                "the Functional or Sequential models it holds and put the results in their place."
+            ) from reason
+        self.opened[""] = type(model).__name__
+        return keras.Model(inputs, outputs, name=model.name)
+
+    def call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `layer` does on symbolic tensors, as nodes of the layers and operations inside it.
+
+        Raises:
+            _Closed: if that cannot be had.
+        """
+        tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        if any(_keras.get_mask(tensor) is not None for tensor in tensors):
+            raise _Closed("it is called with a mask")
+        if self._trainable and getattr(layer, "activity_regularizer", None) is not None:
+            raise _Closed("it has an activity regularizer")
+        inner = [each for _, each in layers_in(layer)]
+        self._rename(layer, inner)
+        if "training" in parameters(layer.call):
+            kwargs = {"training": None, **kwargs}
+            if self._trainable and kwargs["training"] is None:
+                with _keras.calls_forgotten(inner):
+                    other = self._trace(layer, args, kwargs | {"training": True}, tensors)
+                    in_training = _signature(other, tensors)
+                with _keras.calls_forgotten(inner):
+                    at_inference = _signature(self._trace(layer, args, kwargs, tensors), tensors)
+                if in_training != at_inference:
+                    raise _Closed("it computes something else in training")
+        outputs = self._trace(layer, args, kwargs, tensors)
+        for operation in _operations(outputs, tensors):
+            if not isinstance(operation, keras.Layer) and operation.name in self._named:
+                operation.name = self._free(f"{layer.name}_{operation.name}")
+            self._named.add(operation.name)
+        return outputs
+
+    def _trace(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]) -> Any:
+        inner = [layer, *(each for _, each in layers_in(layer))]
+        seeds = _seeds(layer)
+        before = [ops.convert_to_numpy(seed) for seed in seeds]
+        policy, dtype = layer.dtype_policy, layer.input_dtype
+        args, kwargs = keras.tree.map_structure(
+            lambda each: (
+                policy.convert_input(each, layer.autocast, dtype)
+                if isinstance(each, keras.KerasTensor) and _keras.converts_inputs(layer)
+                else each
+            ),
+            (args, kwargs),
+        )
+        try:
+            with _weights_as_tensors(layer, tensors[0], self._named):
+                outputs = layer.call(*args, **kwargs)
+        except Exception as error:
+            raise _Closed(f"its call does not run on symbolic tensors: {_first_line(error)}") from error
+        changed = [not np.array_equal(ops.convert_to_numpy(s), b) for s, b in zip(seeds, before, strict=True)]
+        for seed, value in zip(seeds, before, strict=True):
+            seed.assign(value)
+        if any(changed):
+            raise _Closed("its call draws random numbers")
+        if any(_keras.losses_recorded(each) for each in inner):
+            for each in inner:
+                _keras.forget_losses(each)
+            if self._trainable:
+                raise _Closed("its call adds losses")
+        if not all(isinstance(each, keras.KerasTensor) for each in keras.tree.flatten(outputs)):
+            raise _Closed("its call returns something other than tensors")
+        if any(isinstance(each, keras.Variable) for each in _constants(outputs, tensors)):
+            raise _Closed("its call uses weights that it holds in a list or dictionary")
+        return outputs
+
+    def _rename(self, layer: Any, inner: list[Any]) -> None:
+        """Give layers that come into the graph names that nothing there has."""
+        for each in inner:
+            if each.name in self._named and each.name not in ("", None):
+                each.name = self._free(f"{layer.name}_{each.name}")
+            self._named.add(each.name)
+
+    def _free(self, base: str) -> str:
+        name, count = base, 1
+        while name in self._named:
+            count += 1
+            name = f"{base}_{count}"
+        return name
+
+
+class _Opening:
+    """Stands for a layer in a chain of layers to call; calls what is inside instead.
+
+    An output of the model keeps its name, which is that of the layer it comes from.
+    """
+
+    def __init__(self, inlined: Inlined, layer: Any, is_output: bool) -> None:
+        self.inlined, self.layer, self.is_output = inlined, layer, is_output
+        self.call = layer.call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        path = self.inlined.paths.get(id(self.layer), self.layer.name)
+        try:
+            with _keras.calls_kept_on_error([self.layer, *(each for _, each in layers_in(self.layer))]):
+                outputs = self.inlined.call(self.layer, args, kwargs)
+        except _Closed as reason:
+            self.inlined.closed[path] = str(reason)
+            return self.layer(*args, **kwargs)
+        self.inlined.opened[path] = type(self.layer).__name__
+        return keras.layers.Identity(name=self.layer.name)(outputs) if self.is_output else outputs
+
+
+def _is_own(layer: Any) -> bool:
+    """Whether its class is not one of Keras's, whose calls are made of loops or are no graphs."""
+    return isinstance(layer, keras.Layer) and not type(layer).__module__.startswith("keras.")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def _nodes_between(outputs: Any, inputs: list[Any]) -> Iterator[Any]:
+    """The nodes on the way from `inputs` to `outputs`, backwards, each once."""
+    known = {id(tensor) for tensor in inputs}
+    pending, seen = list(keras.tree.flatten(outputs)), set()
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in known or not isinstance(tensor, keras.KerasTensor):
+            continue
+        node = _keras.producing_node(tensor)
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        pending += reversed(node.input_tensors)
+
+
+def _operations(outputs: Any, inputs: list[Any]) -> list[Any]:
+    found = {id(node.operation): node.operation for node in _nodes_between(outputs, inputs)}
+    return list(found.values())
+
+
+def _constants(outputs: Any, inputs: list[Any]) -> Iterator[Any]:
+    for node in _nodes_between(outputs, inputs):
+        yield from keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+
+
+def _signature(outputs: Any, inputs: list[Any]) -> list[Any]:
+    """What two traces of a call have in common if they compute the same."""
+    return [
+        id(node.operation) if isinstance(node.operation, keras.Layer) else type(node.operation)
+        for node in _nodes_between(outputs, inputs)
+    ]
+
+
+def _seeds(layer: Any) -> list[Any]:
+    generators = [
+        value
+        for each in (layer, *(inner for _, inner in layers_in(layer)))
+        for value in vars(each).values()
+        if isinstance(value, keras.random.SeedGenerator)
+    ]
+    return [generator.state for generator in generators]
+
+
+@contextmanager
+def _weights_as_tensors(layer: Any, anchor: Any, named: set[str]) -> Iterator[None]:
+    """Inside, the attributes of a layer that are weights of its own are symbolic tensors."""
+    own = {name: value for name, value in vars(layer).items() if isinstance(value, keras.Variable)}
+    try:
+        for name, variable in own.items():
+            title, count = f"{layer.name}_{name.strip('_')}", 1
+            while title in named:
+                count += 1
+                title = f"{layer.name}_{name.strip('_')}_{count}"
+            weight = Weight(
+                tuple(variable.shape), name=title, dtype=layer.dtype_policy, trainable=variable.trainable
+            )
+            weight.build(None)
+            weight.set_weights([ops.convert_to_numpy(variable)])
+            vars(layer)[name] = weight(anchor)
+        yield
+    finally:
+        vars(layer).update(own)
+
+
+def _inputs_of(model: keras.Model) -> Any:
+    """Symbolic inputs for a subclassed model, of the shapes that it was built for."""
+    config = model.get_build_config() or {}
+    shapes = config.get("input_shape", config.get("shapes_dict"))
+    if shapes is None:
+        raise KerasBNError(
+            f"Model {model.name!r} does not know the shape of its inputs; call it on a batch first."
+        )
+    name = next(iter(parameters(model.call)), "inputs")
+    return _symbolic(shapes, name, model.input_dtype)
+
+
+def _symbolic(shapes: Any, name: str, dtype: str) -> Any:
+    if isinstance(shapes, dict):
+        return {key: _symbolic(shape, str(key), dtype) for key, shape in shapes.items()}
+    if shapes and isinstance(shapes[0], (list, tuple)):
+        return [_symbolic(shape, f"{name}_{index}", dtype) for index, shape in enumerate(shapes)]
+    return keras.Input(batch_shape=(None, *shapes[1:]), name=name, dtype=dtype)
