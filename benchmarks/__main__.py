@@ -18,6 +18,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLES = {
     "layer": "The layer: training, inference, whole steps, memory",
     "retrofit": "Retrofit: calibration, memory, and training on",
+    "freeze": "Fine-tuning with frozen statistics: a training step",
     "export": "Exported networks at batch size 1",
     "serving": "The local server",
 }

@@ -85,6 +85,9 @@ def unfreeze(model: keras.Model) -> SurgeryResult:
     `freeze` followed by `unfreeze` gives the model back to the bit; after training in between, the result is
     the same function at inference as the frozen model, to rounding. Its statistics are those of before.
 
+    Note: a variant of ours, such as `GhostBatchNormalization`, that was made with `frozen_statistics=True`
+    is unfrozen as well. A plain `BatchNormalization` that was stays frozen.
+
     Args:
         model: one that `freeze` made, trained or not, also after saving and loading. It is not changed.
 
@@ -243,13 +246,13 @@ class _Thawing:
         if isinstance(layer, JoinedBatchNormalization):
             self._note(call, f"{layer.layer.name} and {layer.normalization.name} apart again")
             return [copy(layer.layer), copy(layer.normalization)]
-        if isinstance(layer, keras.layers.Wrapper) and _is_frozen(layer.layer):
+        if isinstance(layer, keras.layers.Wrapper) and _is_of_freeze(layer.layer):
             self._note(call, f"{layer.layer.name} inside it")
             return [copy(layer, layer=_thawed_config(layer.layer))]
-        if not _is_frozen(layer):
+        if not _is_of_freeze(layer):
             for inner in [] if is_graph(layer) else flatten_layers(layer, include_self=False):
-                if _is_frozen(inner):
-                    self._note(call, f"{inner.name} inside it")
+                if getattr(inner, "frozen_statistics", False):
+                    self._note(call, f"{inner.name} inside it is as the layer makes it")
             return None
         self._note(call, "")
         if not isinstance(layer, FrozenBatchNormalization):
@@ -266,6 +269,11 @@ class _Thawing:
         inside = [(layer, built(layer.original_layer(), layer)) for layer in left]
         for frozen, original in [*self._thawed.values(), *inside]:
             original.set_weights(weights_for(original, frozen))
+            if getattr(original, "renorm", False):  # Keras's layer has averages of its own for training
+                deviation = keras.ops.sqrt(original.moving_variance + original.epsilon)
+                original.renorm_mean.assign(original.moving_mean)
+                original.renorm_stddev.assign(deviation)
+                original.moving_stddev.assign(deviation)
         with exchanged_in_place(result, inside):
             pass
 
@@ -284,8 +292,10 @@ def _frozen(layer: Any, copy: Copies) -> Any:
     return FrozenBatchNormalization(keras.saving.serialize_keras_object(layer), **options)
 
 
-def _is_frozen(layer: Any) -> bool:
-    return isinstance(layer, BatchNormalization) and layer.frozen_statistics
+def _is_of_freeze(layer: Any) -> bool:
+    """Whether `_frozen` made it. Of a variant that was frozen before, this cannot be told."""
+    frozen = isinstance(layer, BatchNormalization) and layer.frozen_statistics
+    return frozen and type(layer) is not BatchNormalization
 
 
 def _thawed_config(layer: Any) -> dict[str, Any]:

@@ -305,6 +305,9 @@ def test_training_mode_and_frozen_layers_are_left_alone():
     x = normal(5, 4)
     close(outputs(result.model, x), outputs(donor, x), 1e-6)
     assert outcome(keras_bn.freeze(result.model))["bn/bn"][0] == "left alone"
+    back = keras_bn.unfreeze(result.model).model
+    assert back.get_layer("already").frozen_statistics
+    assert [layer.get_config() for layer in back.layers] == [layer.get_config() for layer in donor.layers]
 
 
 def test_the_arguments_of_a_call_come_back():
@@ -336,6 +339,17 @@ def test_variants_keep_their_class_and_their_state():
     assert back.get_config() == donor.get_config()
     for new, old in zip(back.get_weights(), donor.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
+
+
+def test_the_renorm_of_keras_trains_on_from_the_statistics():
+    inputs = keras.Input((4,))
+    donor = scramble(keras.Model(inputs, layers.BatchNormalization(renorm=True, name="bn")(inputs)))
+    back = keras_bn.unfreeze(keras_bn.freeze(donor).model).model.get_layer("bn")
+    assert back.get_config() == donor.get_layer("bn").get_config()
+    np.testing.assert_array_equal(np.asarray(back.renorm_mean), np.asarray(back.moving_mean))
+    np.testing.assert_allclose(
+        np.asarray(back.renorm_stddev) ** 2, np.asarray(back.moving_variance) + 1e-3, 1e-5
+    )
 
 
 def test_wrapped_layers_are_frozen_in_place():
