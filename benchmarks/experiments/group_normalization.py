@@ -124,7 +124,7 @@ SHARED = dict(
 )
 EXPERIMENT = Experiment(
     fast=dict(SHARED, seeds=1, steps=60, fine_tuning_steps=20),
-    full=dict(SHARED, seeds=3, steps=200, fine_tuning_steps=100),
+    full=dict(SHARED, seeds=2, steps=200, fine_tuning_steps=100),
     variants=lambda settings: _variants(),
     run=run,
     draw=draw,
