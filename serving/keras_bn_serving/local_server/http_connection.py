@@ -91,13 +91,22 @@ class Connection(asyncio.Protocol):
             rest = b""
             try:
                 self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:  # the request before that position is complete
-                rest, self._parser = data[upgrade.args[0] :], httptools.HttpRequestParser(self)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._parser.get_method() == b"CONNECT":
+                    return self._refuse(501, "Not Implemented")
+                # The parser takes what follows this head for another protocol, the body too.
+                rest = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
             except httptools.HttpParserInvalidMethodError:
                 self._refuse(501, "Not Implemented")
             except httptools.HttpParserError:
                 self._refuse(400, "Bad Request")
             data = rest
+
+    def _head_without_upgrade(self) -> bytes:
+        lines = [f"{name}: {value}\r\n" for name, value in self._headers.items() if name != "upgrade"]
+        head = b"%b %b HTTP/1.1\r\n" % (self._parser.get_method(), self._target)
+        return b"%b%b\r\n" % (head, "".join(lines).encode("latin-1"))
 
     def eof_received(self) -> bool:  # noqa: D102
         self._keep_alive = False
@@ -127,6 +136,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:  # noqa: D102
         self._head_bytes = 0
+        if self._parser.should_upgrade():
+            return  # it is parsed anew
         if self._parser.get_method().decode() not in _METHODS:
             self._refuse(501, "Not Implemented")
         elif self._headers.get("expect", "").lower() == "100-continue" and self._keep_alive:
@@ -141,6 +152,8 @@ class Connection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:  # noqa: D102
+        if self._parser.should_upgrade():
+            return
         self._receiving = False
         if not self._keep_alive:
             return

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from keras_bn_serving.local_server import requirements
 from keras_bn_serving.wire.errors import ServingError
 
 
@@ -105,8 +106,9 @@ def launch(
         The server, a context manager that stops it.
 
     Raises:
-        ServingError: the server could not start; with what it wrote.
+        ServingError: a package is missing, or the server could not start; with what it wrote.
     """
+    requirements.check()
     flags = {"port": 0, "rest_api_port": 0, **flags}  # a port of 0 is chosen
     if model_base_path:
         flags |= {"model_base_path": os.path.abspath(model_base_path), "model_name": model_name}

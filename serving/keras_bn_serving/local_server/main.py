@@ -3,12 +3,18 @@
 import os
 import sys
 
-from keras_bn_serving.local_server import logs
+from keras_bn_serving.local_server import logs, requirements
+from keras_bn_serving.wire.errors import ServingError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT; the process's exit code."""
     logs.keep_standard_streams_open()
+    try:
+        requirements.check()
+    except ServingError as error:
+        print(error, file=sys.stderr)
+        return 1
     # Errors only: TensorFlow writes a warning for a request that an operation refuses, and waits where stderr
     # is a pipe that nobody reads.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

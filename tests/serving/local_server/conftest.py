@@ -12,6 +12,7 @@ import pytest
 
 from tests.serving.golden import make_models
 from tests.serving.golden.process import Server
+from tests.serving.local_server import fault_table
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +49,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield run
     for server in servers:
         server.kill()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the faults cost."""
+    if fault_table.ROWS:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(fault_table.text())

@@ -65,6 +65,23 @@ def test_the_server_needs_no_keras() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("module", ["tensorflow", "httptools"])
+def test_a_missing_package_is_named_with_its_remedy(module: str) -> None:
+    sentence = f"The local model server needs {module}: pip install 'keras-bn-serving[server]'"
+    script = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from keras_bn_serving.local_server import launch\n"
+        "from keras_bn_serving.local_server.main import main\n"
+        "print(main(['--version']))\n"
+        "launch('/nowhere')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "1\n"
+    first, *_, last = done.stderr.strip().splitlines()
+    assert first == sentence
+    assert last == f"keras_bn_serving.wire.errors.ServingError: {sentence}" or last.endswith(sentence)
+
+
 def test_only_loopback_unless_told_otherwise(models: Path, start: Start) -> None:
     server = start(model_name="m", model_base_path=models / "three")
     tables = (Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()).splitlines()
