@@ -226,6 +226,7 @@ class Manager:
             try:
                 with self._loading:
                     loaded, error = self._load(name, version.path), None
+                memory.give_back()  # what loading took, copies of the graph above all
                 _log.info("Successfully loaded %s", who)
                 break
             except Exception as failure:

@@ -1,4 +1,4 @@
-"""Giving memory back to the system once a version of a model is gone."""
+"""Giving memory back to the system when a version of a model has been loaded, or is gone."""
 
 import contextlib
 import ctypes
