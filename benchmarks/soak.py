@@ -1,4 +1,4 @@
-"""The local server under load for an hour: answers, latency, memory and descriptors while versions are swapped.
+"""The local server under load for an hour: answers, latency, memory, descriptors, while versions are swapped.
 
     python -m benchmarks.soak [--minutes 60] [--engine tensorflow]
 
