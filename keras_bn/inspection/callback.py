@@ -94,45 +94,56 @@ class _Watched:
 
 
 class BatchNormalizationMonitor(keras.callbacks.Callback):
-    """Writes the BN layers' batch and moving statistics to TensorBoard, and warns when they look unhealthy.
+    """Watches the statistics of the BN layers during training, and warns if they are unhealthy at its end.
 
-    The statistics of a batch are recovered from what it did to the moving averages, which costs no
-    computation in the model and works for Keras's layer and ours, variants included. It samples two batches
-    in a row, the first ones of an epoch and then two of every `every`.
+    The statistics of a batch are recovered from the change of the moving averages, which costs no computation
+    in the model and works for Keras's layer and ours, variants included. Two consecutive batches are sampled
+    at the beginning of an epoch, and then two of every `every`.
 
-    At the end of an epoch each layer gets, under `<layer>/`: the histograms batch_mean, batch_variance,
-    moving_mean, moving_variance and distance (see `distance`); the scalars median_distance, dead_channels and
-    effective_count: how many independent values a batch's mean is worth, judged by how the means of
-    consecutive batches differ. Neighbouring pixels are not independent, so it is below the count of values.
+    At the end of an epoch three figures are added to its `logs`, where `History`, `CSVLogger`, `TensorBoard`
+    and the callbacks of Weights & Biases find them. Place this callback before those.
 
-    It warns once for each layer and cause, by the layer's name:
+    - `bn_distance`: the largest median distance of a layer (see `distance`).
+    - `bn_effective_count`: the smallest effective count of a layer, the number of independent values that a
+      batch's mean is worth, judged by how much the means of consecutive batches differ. Neighbouring pixels
+      are not independent, so it is below the number of values.
+    - `bn_dead_channels`: the number of channels whose input is constant (a variance below a thousandth of
+      epsilon) or whose gamma is 0.
 
-    - the median distance is above `far`: inference will not do what training did. Train longer, lower the
-      momentum, or recalibrate;
+    With `log_dir`, each layer has in TensorBoard, under `<layer>/`, the histograms batch_mean,
+    batch_variance, moving_mean, moving_variance and distance, and the scalars median_distance, dead_channels
+    and effective_count.
+
+    At the end of training the last epoch is judged, and a single warning names the layers where
+
+    - the median distance is above `far`, so inference differs from training: train longer, lower the momentum
+      or recalibrate;
     - the effective count is below `few`: use larger batches, `synchronized` or `BatchRenormalization`;
-    - channels are dead: their input is constant (variance below a thousandth of epsilon), or gamma is 0.
+    - a quarter of the channels or more are dead.
 
     Args:
-        log_dir: folder for TensorBoard; None only warns.
-        every: batches from one pair to the next, at least 2.
-        far: distance above which to warn.
-        few: effective count below which to warn.
+        log_dir: Folder for TensorBoard. If None, nothing is written.
+        every: Number of batches from one pair to the next, at least 2.
+        far: Distance above which to warn.
+        few: Effective count below which to warn.
 
     Raises:
-        KerasBNError: every is below 2; a log_dir is given and TensorBoard is not installed; or, when training
-            starts, the model has no BN layer that trains.
+        KerasBNError: If every is below 2; if a log_dir is given and TensorBoard is not installed; or, when
+            training starts, if the model has no BN layer that trains.
 
     >>> model = keras.Sequential([keras.Input((1,)), keras_bn.BatchNormalization(name="bn", momentum=0.999)])
     >>> model.compile("sgd", "mse")
     >>> x = np.linspace(1e3, 2e3, 64)[:, None]
     >>> with warnings.catch_warnings(record=True) as caught:
-    ...     _ = model.fit(x, 0 * x, callbacks=[BatchNormalizationMonitor()], verbose=0)
+    ...     history = model.fit(x, 0 * x, callbacks=[BatchNormalizationMonitor()], verbose=0)
     >>> print(caught[-1].message)
-    Layer 'bn': the moving statistics are ... deviations from those of the batches ...
+    Inference will differ from training: the moving statistics of 1 of 1 layers are far ... 'bn' ...
+    >>> sorted(name for name in history.history if name.startswith("bn_"))
+    ['bn_dead_channels', 'bn_distance', 'bn_effective_count']
     """
 
     def __init__(
-        self, log_dir: str | None = None, every: int = 50, far: float = 0.5, few: float = 16.0
+        self, log_dir: str | None = None, every: int = 50, far: float = 0.5, few: float = 8.0
     ) -> None:
         super().__init__()
         if every < 2:
@@ -144,7 +155,7 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
         self.few = few
         self._writer = None if log_dir is None else _file_writer(log_dir)
         self._watched: list[_Watched] = []
-        self._warned: set[tuple[str, str]] = set()
+        self._last: dict[str, dict[str, Array]] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find the BN layers."""
@@ -181,19 +192,25 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
                 watched.take(getattr(self.model, "steps_per_execution", 1))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write and judge what the epoch had."""
-        for watched in self._watched:
-            if not watched.means:
-                continue
-            summary = watched.summary()
-            if self._writer is not None:
-                _write(self._writer, watched.name, summary, epoch)
-            self._judge(watched.name, summary)
+        """Write the figures of the epoch."""
+        self._last = {watched.name: watched.summary() for watched in self._watched if watched.means}
+        if self._writer is not None:
+            for name, summary in self._last.items():
+                _write(self._writer, name, summary, epoch)
+        if logs is not None:
+            # The same names in every epoch, as CSVLogger needs them.
+            figures = [_figures(summary) for summary in self._last.values()]
+            logs["bn_distance"] = max((gap for gap, _, _ in figures), default=float("nan"))
+            logs["bn_effective_count"] = min((count for _, count, _ in figures), default=float("nan"))
+            logs["bn_dead_channels"] = sum(dead for _, _, dead in figures)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Flush the log."""
+        """Warn of what was wrong in the last epoch, and flush the log."""
         if self._writer is not None:
             self._writer.flush()
+        message = self._judged()
+        if message:
+            warnings.warn(message, stacklevel=2)
 
     def _sampled(self, batch: int) -> bool:
         # With several steps per execution Keras calls back once for all of them.
@@ -204,36 +221,45 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
 
-    def _judge(self, name: str, summary: dict[str, Array]) -> None:
-        gap = float(np.median(summary["distance"]))
-        count = float(summary["effective_count"])
-        dead, channels = int(summary["dead_channels"]), summary["batch_mean"].size
-        if gap > self.far:
-            self._warn(
-                name,
-                "far",
-                f"the moving statistics are {gap:.1f} deviations from those of the batches (median over "
-                f"channels): inference will differ from training; train longer, lower the momentum or "
-                f"recalibrate.",
+    def _judged(self) -> str:
+        """What is wrong, in one line; empty if nothing is."""
+        figures = {name: _figures(summary) for name, summary in self._last.items()}
+        channels = {name: summary["batch_mean"].size for name, summary in self._last.items()}
+        far = {name: gap for name, (gap, _, _) in figures.items() if gap > self.far}
+        few = {name: count for name, (_, count, _) in figures.items() if count < self.few}
+        dead = {name: number for name, (_, _, number) in figures.items() if 4 * number >= channels[name]}
+        of = f"of {len(figures)} layers"
+        found = []
+        if far:
+            worst = max(far, key=lambda name: far[name])
+            found.append(
+                f"Inference will differ from training: the moving statistics of {len(far)} {of} are far from "
+                f"those of the batches (worst: {worst!r}, {far[worst]:.1f} deviations). Train longer, lower "
+                f"the momentum or recalibrate."
             )
-        if count < self.few:
-            self._warn(
-                name,
-                "few",
-                f"a batch is worth some {count:.1f} independent values per channel, too few to trust its "
-                f"statistics; use larger batches, synchronized=True or BatchRenormalization.",
+        if few:
+            worst = min(few, key=lambda name: few[name])
+            found.append(
+                f"In {len(few)} {of} a batch is worth fewer than {self.few:g} independent values per channel "
+                f"(worst: {worst!r}, {few[worst]:.1f}). Use larger batches, synchronized=True or "
+                f"BatchRenormalization."
             )
         if dead:
-            self._warn(
-                name,
-                "dead",
-                f"{dead} of {channels} channels are dead: their input is constant or gamma is 0.",
+            worst = max(dead, key=lambda name: dead[name] / channels[name])
+            found.append(
+                f"In {len(dead)} {of} a quarter of the channels or more have a constant input or a gamma of "
+                f"0 (worst: {worst!r}, {dead[worst]} of {channels[worst]})."
             )
+        return " ".join(found)
 
-    def _warn(self, name: str, cause: str, message: str) -> None:
-        if (name, cause) not in self._warned:
-            self._warned.add((name, cause))
-            warnings.warn(f"Layer {name!r}: {message}", stacklevel=2)
+
+def _figures(summary: dict[str, Array]) -> tuple[float, float, int]:
+    """The median distance, the effective count and the number of dead channels of a layer."""
+    return (
+        float(np.median(summary["distance"])),
+        float(summary["effective_count"]),
+        int(summary["dead_channels"]),
+    )
 
 
 def _file_writer(log_dir: str) -> Any:
