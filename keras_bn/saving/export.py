@@ -81,10 +81,7 @@ def export(
             float32 batch.
         fused: If True, let TensorFlow fuse the graph now instead of whenever it is loaded. The result loads
             faster, but has operations that only TensorFlow knows: OpenVINO, LiteRT and tf2onnx cannot read
-            it.
-        reference: Data like that which the model was trained on, whatever `Model.predict` takes. The
-            statistics of the model's inputs and of the inputs of its BN layers over it travel with the
-            version (`assets.extra/keras_bn_reference.npz`), and `keras_bn.drift` compares requests with them.
+            it. In float32 only.
 
     Raises:
         KerasBNError: the model is not built and there are no examples; a layer is stateful; the version is

@@ -55,7 +55,7 @@ def write_version(
 ) -> Path:
     """See `keras_bn.export`, whose arguments these are."""
     check_target(base_path, version)
-    _check_arguments(precision, tolerance, batch_sizes)
+    _check_arguments(precision, tolerance, batch_sizes, fused)
     signature = predict_signature(model, examples)
     decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
     batches = list(generated(signature.inputs)) if examples is None else [given(signature.inputs, examples)]
@@ -108,9 +108,13 @@ def write_version(
     return publish(base_path, version, write)
 
 
-def _check_arguments(precision: str, tolerance: float | None, batch_sizes: Sequence[int] | None) -> None:
+def _check_arguments(
+    precision: str, tolerance: float | None, batch_sizes: Sequence[int] | None, fused: bool
+) -> None:
     if precision not in ("float32", "bfloat16"):
         raise KerasBNError(f"precision must be 'float32' or 'bfloat16'; got {precision!r}.")
+    if fused and precision != "float32":
+        raise KerasBNError("fused=True is for float32: TensorFlow loads no fused graph in bfloat16.")
     if tolerance is not None and not tolerance > 0:
         raise KerasBNError(f"tolerance must be a number above 0, or None; got {tolerance!r}.")
     if any(not isinstance(size, int) or size < 1 for size in batch_sizes or ()):

@@ -502,6 +502,7 @@ def test_what_is_no_graph_of_layers(tmp_path, make, message, fold):
             "examples must be given for the inputs image; got picture",
         ),
         ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16'; got 'float16'"),
+        ({"precision": "bfloat16", "fused": True}, "fused=True is for float32"),
         ({"tolerance": 0}, "tolerance must be a number above 0"),
         ({"batch_sizes": (1, 0)}, "batch_sizes must be integers of at least 1"),
         (
