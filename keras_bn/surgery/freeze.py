@@ -209,10 +209,10 @@ class _Freezing:
         outer = call.node.operation
         position = flatten_layers(outer).index(call.layer)
         copied = flatten_layers(self._copies(outer))[position]
-        if isinstance(copied, BatchNormalization):
+        if not is_keras(copied) and type(copied) is not BatchNormalization:
             copied.frozen_statistics = True
             return copied, copied
-        options = shared_options(copied)
+        options = shared_options(copied) if is_keras(copied) else copied.get_config()
         original = keras.saving.serialize_keras_object(copied)
         return copied, built(FrozenBatchNormalization(original, **options), copied)
 
@@ -276,6 +276,9 @@ class _Thawing:
                 original.moving_stddev.assign(deviation)
         with exchanged_in_place(result, inside):
             pass
+        for _, layer in layers_in(result):
+            if _is_of_freeze(layer):  # a variant of ours in a custom layer
+                layer.frozen_statistics = False
 
     def _note(self, call: Call, reason: str) -> None:
         self.rows.setdefault(call.path, Row(call.path, type(call.layer).__name__, "unfrozen", reason))
