@@ -67,7 +67,7 @@ class Activations:
         file = tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False)  # noqa: SIM115
         try:
             with file:
-                np.ascontiguousarray(array).tofile(file)
+                _write(array, file)
         except OSError as error:
             raise KerasBNError(
                 f"The activations between two levels of the model need more than {self._limit:g} bytes "
@@ -85,6 +85,10 @@ class Activations:
             self._used -= value.nbytes
             return as_tensor(value)
         return value
+
+
+def _write(array: np.ndarray, file: Any) -> None:
+    np.ascontiguousarray(array).tofile(file)
 
 
 class _File:
