@@ -30,10 +30,12 @@ demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digit
 test: check  ## lint, type-check and run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-BACKEND_TESTS := tests/layers tests/statistics/test_moments.py tests/statistics/test_running.py tests/inspection/test_callback.py
+BACKEND_TESTS := tests/layers tests/statistics/test_moments.py tests/statistics/test_running.py \
+	tests/statistics/test_population.py tests/surgery/test_observe.py tests/surgery/test_selection.py \
+	tests/surgery/test_activations.py tests/inspection/test_callback.py
 
 .PHONY: test-backends
-test-backends: $(STAMP)  ## the layers' tests on JAX and PyTorch; `make test` runs them on TensorFlow
+test-backends: $(STAMP)  ## layers, statistics, observation on JAX and PyTorch; `make test` runs them on TensorFlow
 	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,backends]"
 	for backend in jax torch; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile $(BACKEND_TESTS) || exit 1; \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -58,6 +58,8 @@ def inspect(
     model = load_model(model_file)
     examples, size = (None, None) if data is None else read_data(data, model, preprocessing, batch_size)
     report = keras_bn.inspect(model, examples, batch_size=size)
+    if data is not None:
+        report = replace(report, data=str(data))
     if html == "-":
         click.echo(report.to_html())
     else:

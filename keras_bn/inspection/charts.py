@@ -83,7 +83,11 @@ def histogram(label: str, values: Vector) -> str:
     axes = _Axes((edges[0], edges[-1]), (0, counts.max()))
     width = axes.x(edges[1]) - axes.x(edges[0]) - 1
     centres = (edges[:-1] + edges[1:]) / 2
-    bars = (axes.bar("bar", x, width, 0, n) for n, x in zip(counts, centres, strict=True) if n)
+    bars = (
+        _titled(f"{n} near {x:.3g}", axes.bar("bar", x, width, 0, n))
+        for n, x in zip(counts, centres, strict=True)
+        if n
+    )
     return axes.picture(label, "".join(bars), f"{edges[0]:.3g}", f"{edges[-1]:.3g}")
 
 
@@ -94,7 +98,7 @@ def stems(label: str, values: Vector, limit: float) -> str:
     axes = _Axes((-0.5, len(ordered) - 0.5), (-reach, reach))
     width = min(0.7 * (axes.x(1) - axes.x(0)), 20)
     bars = (
-        axes.bar("bad" if abs(value) > limit else "bar", i, width, 0, value)
+        _titled(f"{value:.3g}", axes.bar("bad" if abs(value) > limit else "bar", i, width, 0, value))
         for i, value in enumerate(ordered)
     )
     return axes.picture(label, "".join(bars), "channels, by value", str(len(values)))
@@ -111,16 +115,16 @@ def profile(label: str, names: Sequence[str], values: Sequence[Vector], limits: 
     """
     perfect, limit = limits
     medians = [float(np.median(channels)) for channels in values]
-    axes = _Axes((-0.5, len(names) - 0.5), (perfect, max(*medians, limit) * 1.2), _WIDE)
+    reach = max(limit * 1.2, *(float(channels.max()) for channels in values))
+    axes = _Axes((-0.5, len(names) - 0.5), (perfect, reach), _WIDE)
     width = min(0.65 * (axes.x(1) - axes.x(0)), 40)
     content = ""
     for i, (name, median, channels) in enumerate(zip(names, medians, values, strict=True)):
         largest = float(channels.max())
-        content += (
-            f"<g><title>{escape(name)}: median {median:.2g}, largest {largest:.2g}</title>"
-            + axes.bar("bad" if median > limit else "bar", i, width, perfect, median)
-            + axes.line("whisker", axes.x(i), axes.x(i), axes.y(median), axes.y(largest))
-            + "</g>"
+        content += _titled(
+            f"{name}: median {median:.2g}, largest {largest:.2g}",
+            axes.bar("bad" if median > limit else "bar", i, width, perfect, median)
+            + axes.line("whisker", axes.x(i), axes.x(i), axes.y(median), axes.y(largest)),
         )
     content += axes.line("limit", _LEFT, axes.right, axes.y(limit), axes.y(limit))
     return axes.picture(label, content, names[0], names[-1] if len(names) > 1 else "")
@@ -139,6 +143,11 @@ def round_ticks(low: float, high: float) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in np.arange(first, last + 1)]
+
+
+def _titled(title: str, shape: str) -> str:
+    """A shape that says what it is when the pointer rests on it."""
+    return f"<g><title>{escape(title)}</title>{shape}</g>"
 
 
 def _thinned(values: Vector, most: int = 128) -> Vector:

@@ -1,6 +1,7 @@
 """Inspection: every fault that was put into a model is found, and a sound model has none."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -265,3 +266,16 @@ def test_a_subclassed_model():
 def test_in_a_notebook(sound):
     page = inspected(sound)._repr_html_()
     assert page.startswith("<p>net: 2 batch") and "<td>first</td>" in page
+
+
+def test_the_page_says_what_it_rests_on_and_shows_whole_whiskers(sound):
+    """A whisker reaches to the farthest channel, and the axis as far."""
+    far = changed(sound, "first", moving_mean=at(0, 1000.0))
+    report = inspected(far, DATA)
+    page = report.to_html()
+    assert f"64 examples of an array of shape (64, 8, 3), {report.date}." in page
+    largest = report.layers[0].mean_shift.max()
+    ticks = [float(text) for text in re.findall(r'text-anchor="end">([0-9.e+]+)<', page)]
+    assert max(ticks) >= 0.99 * largest
+    # The columns of the terminal, in its order.
+    assert re.findall("<th>(.*?)</th>", page) == re.split(" {2,}", str(report).splitlines()[1])
