@@ -450,12 +450,17 @@ def test_batch_normalization_inside_of_custom_layers_is_frozen_in_place(kind, sn
 
 
 def test_graphs_inside_of_wrappers_are_frozen_and_unfrozen(tmp_path):
-    stack = [keras.Input((6, 3)), layers.Conv1D(4, 3), layers.BatchNormalization(name="bn"), layers.ReLU()]
+    stack = [
+        keras.Input((6, 3)),
+        layers.Conv1D(4, 3, name="conv"),
+        layers.BatchNormalization(name="bn"),
+        layers.ReLU(),
+    ]
     inputs = keras.Input((2, 6, 3))
     frames = layers.TimeDistributed(keras.Sequential(stack, name="cnn"), name="frames")(inputs)
     donor = scramble(keras.Model(inputs, frames))
     frozen = keras_bn.freeze(donor)
-    assert outcome(frozen) == {"frames/bn": ("frozen", "not joined: it is inside frames")}
+    assert outcome(frozen) == {"frames/bn": ("joined", "with conv")}
     x = normal(3, 2, 6, 3)
     close(keras.ops.convert_to_numpy(frozen.model(x, training=True)), outputs(donor, x), 2e-6)
     frozen.model.save(tmp_path / "frozen.keras")
