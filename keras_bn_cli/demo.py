@@ -110,7 +110,7 @@ def run(output: Path) -> None:
     agreement = float((after.argmax(-1) == before.argmax(-1)).mean())
     record("predicted classes that agree", f"{agreement:.0%}", "100%", agreement == 1.0)
 
-    _headline(3, f"fine-tune both alike for {FINE_TUNE_EPOCHS} epochs")
+    _headline(3, f"fine-tune both for {FINE_TUNE_EPOCHS} epochs")
     for name, model in (("original", original), ("retrofitted", retrofitted)):
         _fit(model, digits, FINE_TUNE_EPOCHS, learning_rate=5e-4)
         accuracy = _accuracy(model, digits)

@@ -183,6 +183,6 @@ class _Images:
             tf.io.decode_image(tf.io.read_file(file), self.channels, expand_animations=False)
         except tf.errors.OpError as error:
             raise KerasBNError(
-                f"{file} could not be decoded as an image of {self.channels} channels; mend it or take it "
+                f"{file} could not be decoded as an image of {self.channels} channels; repair it or take it "
                 "out of the folder."
             ) from error

@@ -1,4 +1,4 @@
-"""Where BN fails as batches shrink, and what mends it: the test accuracy of one network by batch size.
+"""Where BN fails as batches shrink, and what helps: the test accuracy of one network by batch size.
 
 Every run sees the same number of images. The learning rate is proportional to the batch size (Goyal et al.,
 1706.02677), and moving averages reach back over the same number of images, so that what remains is the batch

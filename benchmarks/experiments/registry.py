@@ -17,7 +17,7 @@ EXPERIMENTS = {
     "learning_rate_sweep": "which learning rates train a network with and without BN",
     "placement": "BN before or after the activation",
     "dropout": "BN, dropout, both, neither",
-    "batch_size": "where BN fails as batches shrink, and what mends it",
+    "batch_size": "where BN fails as batches shrink, and what helps",
     "ema_vs_population": "moving averages against re-estimated population statistics, over training",
     "vgg_retrofit": "BN inserted into a trained VGG: exactly, and in two ways that break it",
     "domain_shift": "a trained network on shifted images: old statistics, new ones, and mixtures",
