@@ -45,6 +45,11 @@ from keras_bn_cli.quiet import imported
     type=click.Choice(("raw", "caffe", "tf", "torch")),
     help="Add a signature that takes JPEG or PNG files and scales their pixels in this way.",
 )
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A .npy or .npz file of training data, with which `keras-bn drift` compares requests.",
+)
 @click.option("--fused", is_flag=True, help="Fuse the graph now; only TensorFlow can read the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version folder as JSON.")
 @import_option
@@ -58,6 +63,7 @@ def export(
     examples: Path | None,
     batching_parameters_file: Path | None,
     image_bytes: str | None,
+    reference: Path | None,
     fused: bool,
     as_json: bool,
     modules: tuple[str, ...],
@@ -87,6 +93,7 @@ def export(
         batch_sizes=batch_sizes,
         image_bytes=image_bytes,
         fused=fused,
+        reference=None if reference is None else read_arrays(reference),
     )
     click.echo(json.dumps({"path": str(folder), "version": int(folder.name)}) if as_json else folder)
 

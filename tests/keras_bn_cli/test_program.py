@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-import keras_bn as package
 from keras_bn_cli.program import program
 from keras_bn_serving.local_server import flags
 
@@ -412,8 +411,8 @@ def test_wrong_arguments_of_recalibrate_merge_and_drift(folder, tmp_path, argume
 
 def test_drift_exits_with_1_where_the_data_has_drifted(folder, tmp_path):
     images = np.load(folder / "images.npy")
-    model = keras.models.load_model(folder / "plain.keras")
-    package.export(model, tmp_path / "m", reference=images)
+    reference = ("--reference", folder / "images.npy")
+    assert keras_bn("export", folder / "plain.keras", tmp_path / "m", *reference).exit_code == 0
     np.save(tmp_path / "other.npy", images + 2)
     assert keras_bn("drift", tmp_path / "m", folder / "images.npy").exit_code == 0
     done = keras_bn("drift", tmp_path / "m", tmp_path / "other.npy", "--json")
