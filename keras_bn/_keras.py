@@ -14,6 +14,7 @@ import keras
 from keras.src.backend import get_keras_mask as _get_keras_mask
 from keras.src.backend import set_keras_mask as _set_keras_mask
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.ops.function import make_node_key
 
 # The class of keras.Model(inputs, outputs). keras.Model itself is public, but is also the base of subclassed
 # models, which have no graph.
@@ -180,8 +181,11 @@ def identities_stored(tracker: Any) -> dict[str, set[int]]:
 
 def graph_tables(model: Any) -> dict[str, Any]:
     """The tables of a Functional model that name its operations by their identity."""
-    fresh = keras.Function(model._inputs_struct, model._outputs_struct, name=model.name)
-    return {"_nodes": fresh._nodes}
+    keys = {
+        make_node_key(node.operation, vars(node.operation)[NODE_LISTS[0]].index(node))
+        for node in nodes(model)
+    }
+    return {"_nodes": keys}
 
 
 def rekeyed(optimizer: Any, variables: list[tuple[Any, Any]]) -> dict[str, Any]:
@@ -246,17 +250,6 @@ def stored_as_batch_normalization(store: Any) -> dict[str, Any]:
 def converts_inputs(layer: Any) -> bool:
     """Whether a layer casts its inputs to its compute dtype before it calls `call`."""
     return bool(layer._convert_input_args)
-
-
-def losses_recorded(layer: Any) -> bool:
-    """Whether the last call of a layer added losses; `losses`, which is public, has regularizers' too."""
-    return bool(layer._losses)
-
-
-def forget_losses(layer: Any) -> None:
-    """Drop the losses that a call on symbolic tensors has added."""
-    layer._losses.clear()
-    layer._loss_ids.clear()
 
 
 @contextmanager

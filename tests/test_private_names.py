@@ -75,6 +75,18 @@ def test_nodes_and_their_records():
     assert all(vars(built)[name] == value for name, value in fresh.items())
 
 
+def test_calls_and_losses_can_be_forgotten():
+    built = model()
+    dense = built.get_layer("d")
+    count = len(vars(dense)[_keras.NODE_LISTS[0]])
+    with _keras.calls_forgotten([dense]):
+        dense(keras.KerasTensor((None, 4)))
+        assert len(vars(dense)[_keras.NODE_LISTS[0]]) == count + 1
+    assert len(vars(dense)[_keras.NODE_LISTS[0]]) == count
+    assert _keras.converts_inputs(dense) and not _keras.converts_inputs(built)
+    assert vars(_keras.without_calls(dense))[_keras.NODE_LISTS[0]] == []
+
+
 def test_a_tracker_stores_identities():
     dense = model().get_layer("d")
     tracker = next(value for value in vars(dense).values() if isinstance(value, _keras.Tracker))

@@ -67,12 +67,7 @@ class FoldPlan:
                 f"{in_training[0]!r} is called with training=True, so it normalizes by the batch it is in "
                 "and cannot be folded; build the model without that argument."
             )
-        if self._graph.opened:
-            kinds = ", ".join(sorted(set(self._graph.opened.values())))
-            self.notes.append(
-                "Layers of these classes were replaced by what is inside them, so the result is a plain "
-                f"graph of layers and operations: {kinds}."
-            )
+        self.notes += self._graph.notes()
         self._uses = Counter(id(call.layer) for call in found)
         for call in found:
             if is_batch_normalization(call.layer) and _is_plain(call.layer):

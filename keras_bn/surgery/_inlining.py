@@ -20,7 +20,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.weight import Weight
 from keras_bn.surgery._cloning import Clone, layers_in
 from keras_bn.surgery._copying import Copies, parameters
-from keras_bn.surgery.graph import Call, graph_in, is_graph, rewrite, walk
+from keras_bn.surgery.graph import Call, check, graph_in, is_graph, rewrite, walk
 
 
 class _Closed(Exception):
@@ -57,6 +57,8 @@ class Inlined:
         self.opened: dict[str, str] = {}
         self.closed: dict[str, str] = {path: "inlined, it computes something else" for path in keep}
         self._wanted, self._trainable = wanted, trainable
+        if is_graph(model):
+            check(model)
         clone = self._clone = Clone(model)
         self.paths = {id(clone.of(layer)): path for path, layer in layers_in(model)}
         self._named: set[str] = set()
@@ -64,6 +66,16 @@ class Inlined:
         while any(self._is_to_open(call.layer) for call in walk(self.model, self.paths)):
             self._named = {call.layer.name for call in walk(self.model, self.paths)}
             self.model = rewrite(self.model, self._edit, owned=True, paths=self.paths)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a report says of the layers that were inlined."""
+        if not self.opened:
+            return ()
+        kinds = ", ".join(sorted(set(self.opened.values())))
+        return (
+            "Layers of these classes were replaced by what is inside them, so the result is a plain graph of "
+            f"layers and operations: {kinds}.",
+        )
 
     def normalizations(self, found: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Paths and layers of the donor as paths and layers of the copy."""
@@ -134,7 +146,6 @@ class Inlined:
         return outputs
 
     def _trace(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]) -> Any:
-        inner = [layer, *(each for _, each in layers_in(layer))]
         seeds = _seeds(layer)
         before = [ops.convert_to_numpy(seed) for seed in seeds]
         policy, dtype = layer.dtype_policy, layer.input_dtype
@@ -147,7 +158,7 @@ class Inlined:
             (args, kwargs),
         )
         try:
-            with _weights_as_tensors(layer, tensors[0], self._named):
+            with _weights_as_tensors(layer, tensors[0], self._named), _losses_noticed(layer) as losses:
                 outputs = layer.call(*args, **kwargs)
         except Exception as error:
             raise _Closed(f"its call does not run on symbolic tensors: {_first_line(error)}") from error
@@ -156,11 +167,8 @@ class Inlined:
             seed.assign(value)
         if any(changed):
             raise _Closed("its call draws random numbers")
-        if any(_keras.losses_recorded(each) for each in inner):
-            for each in inner:
-                _keras.forget_losses(each)
-            if self._trainable:
-                raise _Closed("its call adds losses")
+        if losses and self._trainable:
+            raise _Closed("its call adds losses")
         if not all(isinstance(each, keras.KerasTensor) for each in keras.tree.flatten(outputs)):
             raise _Closed("its call returns something other than tensors")
         if any(isinstance(each, keras.Variable) for each in _constants(outputs, tensors)):
@@ -277,6 +285,17 @@ def _weights_as_tensors(layer: Any, anchor: Any, named: set[str]) -> Iterator[No
         yield
     finally:
         vars(layer).update(own)
+
+
+@contextmanager
+def _losses_noticed(layer: Any) -> Iterator[list[Any]]:
+    """Inside, losses that a layer adds go into a list."""
+    losses: list[Any] = []
+    vars(layer)["add_loss"] = losses.append
+    try:
+        yield losses
+    finally:
+        del vars(layer)["add_loss"]
 
 
 def _inputs_of(model: keras.Model) -> Any:

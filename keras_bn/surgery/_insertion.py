@@ -60,7 +60,7 @@ class Insertion:
     def bias_dropped_at(self, place: Place) -> np.ndarray | None:
         """The bias that the layer at a place loses, None if it has none or keeps it."""
         layer = place.call.layer
-        return np.asarray(layer.bias) if self._drop_bias and layer.use_bias else None
+        return ops.convert_to_numpy(layer.bias) if self._drop_bias and layer.use_bias else None
 
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
         """What to call instead, for `rewrite`."""
@@ -82,7 +82,9 @@ class Insertion:
         if place and place.activation is not None:
             changes |= {"activation": "linear", "activity_regularizer": None}
         if place and self.bias_dropped_at(place) is not None:
-            kept = [np.asarray(weight) for weight in call.layer.weights if weight is not call.layer.bias]
+            kept = [
+                ops.convert_to_numpy(weight) for weight in call.layer.weights if weight is not call.layer.bias
+            ]
             return copy(call.layer, kept, use_bias=False, **changes)
         return copy(call.layer, **changes)
 
@@ -127,7 +129,7 @@ def identity_row(place: Place, layer: Any, bias: np.ndarray | None) -> Row:
     """The row of an insertion, with the change measured on values that are distributed like its input."""
     rank, channels = len(place.after.node.outputs[0].shape), layer.moving_mean.shape[0]
     values = np.random.default_rng(0).normal(size=(64, *[1] * (rank - 2), channels))
-    values = values * np.asarray(layer.gamma) + np.asarray(layer.moving_mean)
+    values = values * ops.convert_to_numpy(layer.gamma) + ops.convert_to_numpy(layer.moving_mean)
     x = ops.cast(np.moveaxis(values, -1, place.axis), layer.compute_dtype)
     expected = x if bias is None else x + ops.cast(along(bias, rank, place.axis), x.dtype)
     difference = ops.max(ops.abs(ops.cast(layer(x, training=False) - expected, "float32")))

@@ -9,9 +9,10 @@ from typing import Any
 
 import keras
 
-from keras_bn._keras import flatten_layers
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.surgery.graph import Call, calls, is_graph, walk
+from keras_bn.surgery._cloning import layers_in
+from keras_bn.surgery._inlining import Inlined
+from keras_bn.surgery.graph import Call, calls, flatten, graph_in
 from keras_bn.surgery.report import Row
 from keras_bn.surgery.selection import select
 
@@ -59,15 +60,17 @@ class Place:
         return 1 if getattr(self.call.layer, "data_format", None) == "channels_first" else -1
 
 
-def places(model: keras.Model, layers: Any, before_activation: bool) -> tuple[list[Place], list[Row]]:
+def places(inlined: Inlined, layers: Any, before_activation: bool) -> tuple[list[Place], list[Row]]:
     """Where to insert, and a row for each layer that is left alone.
 
     Raises:
         KerasBNError: if `layers` chooses nothing.
     """
-    flat = list(walk(model))
-    chosen = select([c for c in flat if not c.node.is_input and not is_graph(c.layer)], layers)
-    outputs = set(_output_paths(calls(model)))
+    found = calls(inlined.model, inlined.paths)
+    flat = list(flatten(found))
+    chosen = select([c for c in flat if not c.node.is_input and graph_in(c.layer) is None], layers)
+    # A layer that is given by its very name is one that its user wants normalized.
+    outputs = set(_output_paths(found)) - {call.path for call in flat if _is_named(call, layers)}
     reasons: dict[str, str] = {}
     for call in flat:
         if isinstance(call.layer, KINDS):
@@ -83,8 +86,8 @@ def places(model: keras.Model, layers: Any, before_activation: bool) -> tuple[li
                 rows.append(Row(call.path, type(call.layer).__name__, "left alone", reason))
             else:
                 result.append(_place(call, before_activation))
-        elif isinstance(call.layer, keras.Layer) and not is_graph(call.layer):
-            rows += _hidden(call)
+        elif isinstance(call.layer, keras.Layer) and graph_in(call.layer) is None:
+            rows += _hidden(call, inlined)
     return result, rows
 
 
@@ -116,23 +119,57 @@ def _obstacle(call: Call, chosen: set[str], outputs: set[str]) -> str:
     return ""
 
 
-def _hidden(call: Call) -> list[Row]:
+def _hidden(call: Call, inlined: Inlined) -> list[Row]:
     """Rows for the layers inside a wrapper or composite layer."""
-    inside = [sub for sub in flatten_layers(call.layer, include_self=False) if isinstance(sub, KINDS)]
-    reason = f"inside {type(call.layer).__name__}, whose graph cannot be seen"
-    return [Row(f"{call.path}/{sub.name}", type(sub).__name__, "left alone", reason) for sub in inside]
+    kind = type(call.layer).__name__
+    why = inlined.closed.get(call.path, f"{kind} calls it in code of its own")
+    return [
+        Row(
+            inlined.paths.get(id(inner), f"{call.path}/{path}"),
+            type(inner).__name__,
+            "left alone",
+            f"inside {kind}, whose graph cannot be seen: {why}",
+        )
+        for path, inner in layers_in(call.layer)
+        if isinstance(inner, KINDS)
+    ]
 
 
 def _output_paths(found: list[Call]) -> Iterator[str]:
-    """The calls that outputs come from, seen through what only reshapes or activates them."""
+    """The calls from which a value reaches an output without another layer that has weights."""
     pending = [call for call in found if call.is_output]
+    seen: set[int] = set()
     while pending:
         call = pending.pop()
+        if id(call) in seen:
+            continue
+        seen.add(id(call))
         yield call.path
         if call.inner:
-            pending += [inner for inner in call.inner if inner.is_output]
-        elif _keeps_values(call):
+            ends = [inner for inner in call.inner if inner.is_output]
+            pending += ends
+            if not any(_has_weights(each) for each in flatten(call.inner)):
+                pending += call.producers
+        elif not _has_weights(call) and not _pools_features(call):
             pending += call.producers
+
+
+def _is_named(call: Call, layers: Any) -> bool:
+    """Whether `layers` has the name or path of a layer itself, not a pattern, class or predicate."""
+    given = layers if isinstance(layers, (list, tuple, set)) else (layers,)
+    return any(name in (call.layer.name, call.path) for name in given if isinstance(name, str))
+
+
+def _pools_features(call: Call) -> bool:
+    """Whether it is the maximum over a window of rectified values: features, as of VGG, and no answers."""
+    if not isinstance(call.layer, (_LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)):
+        return False
+    producer = call.producers[0].layer
+    return isinstance(producer, _LAYERS.ReLU) or fused_activation(producer) is keras.activations.relu
+
+
+def _has_weights(call: Call) -> bool:
+    return bool(getattr(call.layer, "weights", []))
 
 
 def _normalization_after(call: Call) -> Call | None:
@@ -149,7 +186,7 @@ def _normalization_after(call: Call) -> Call | None:
 def _keeps_values(call: Call) -> bool:
     """Whether it has no weights and as many values come out as go in: activations, reshapes, dropout."""
     tensors = call.node.input_tensors
-    if len(tensors) != 1 or is_graph(call.layer) or getattr(call.layer, "weights", []):
+    if len(tensors) != 1 or graph_in(call.layer) is not None or _has_weights(call):
         return False
     before, after = tensors[0].shape, call.node.outputs[0].shape
     return _size(before) == _size(after)

@@ -82,7 +82,14 @@ def calls(model: keras.Model, paths: Paths | None = None) -> list[Call]:
 
 def walk(model: keras.Model, paths: Paths | None = None) -> Iterator[Call]:
     """Like `calls`, followed into nested models: first the call of the nested model, then what is in it."""
-    yield from _flatten(calls(model, paths))
+    yield from flatten(calls(model, paths))
+
+
+def flatten(found: Sequence[Call]) -> Iterator[Call]:
+    """Calls, each followed by those inside it."""
+    for call in found:
+        yield call
+        yield from flatten(call.inner)
 
 
 def rewrite(
@@ -203,12 +210,6 @@ def _calls(model: keras.Model, prefix: str, paths: Paths) -> list[Call]:
         by_tensor.update((id(tensor), call) for tensor in node.outputs)
         result.append(call)
     return result
-
-
-def _flatten(found: list[Call]) -> Iterator[Call]:
-    for call in found:
-        yield call
-        yield from _flatten(call.inner)
 
 
 def _rebuild(model: keras.Model, found: list[Call], edit: Edit, copies: _copying.Copies) -> keras.Model:

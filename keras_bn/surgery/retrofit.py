@@ -11,10 +11,12 @@ from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.moments import along
-from keras_bn.surgery._checks import check_layer_class, check_number, check_weights
+from keras_bn.surgery._checks import check_layer_class, check_model, check_number, check_weights
 from keras_bn.surgery._comparison import compare
+from keras_bn.surgery._inlining import Inlined
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
-from keras_bn.surgery._placement import places
+from keras_bn.surgery._noise import change_on_noise
+from keras_bn.surgery._placement import KINDS, places
 from keras_bn.surgery.graph import losses, rewrite, walk
 from keras_bn.surgery.observe import Observer, peek
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -52,15 +54,23 @@ def retrofit(
     TensorFlow may compute a convolution fused with its activation by another kernel than one alone, which
     changes outputs by rounding; the report has the largest change measured.
 
-    The trap: `data` must be prepared as in training (scaled, mean subtracted), else the statistics are those
-    of some other network, and training in batches starts somewhere else than inference.
+    The answers of the network are left alone: no normalization goes after a layer from which an output is
+    reached without another layer that has weights, be it through pooling, resizing, slicing, concatenation,
+    addition or `keras.ops`. Given by its name in `layers`, such a layer is normalized too. Values that are
+    rectified and then max-pooled, the end of VGG without its top, are features and not answers.
+
+    A layer of one's own, or a subclassed model, is replaced by the graph of what its `call` does, where that
+    is made of layers and `keras.ops` and does the same in training; the result is then a plain graph.
+
+    Note: `data` must be prepared as in training (scaled, mean subtracted), else the statistics are those of
+    some other network, and training in batches starts somewhere else than inference.
 
     Args:
-        model: Functional or Sequential, also with such models nested in it, or layers that are called
-            several times (each call gets its own normalization). It is not changed.
+        model: any built model, also with layers that are called several times (each call gets its own
+            normalization). It is not changed.
         data: what `Model.predict` takes. A few hundred examples give usable statistics.
         layers: which layers, of those that can be normalized: a class, a name pattern (`"block5_*"`), a
-            predicate that takes the layer, or a list of these. None for all but the output layer.
+            predicate that takes the layer, or a list of these. None for all but the output layers.
         position: "before_activation", as in the paper, or "after_activation".
         layer: the class to insert, `keras_bn.BatchNormalization` or one like it.
         layer_arguments: what to construct it with, such as `{"momentum": 0.9}`.
@@ -80,9 +90,10 @@ def retrofit(
         compile configuration of the old one, and the report.
 
     Raises:
-        KerasBNError: the model is subclassed, not built, has NaN or infinity in its weights or nothing to
-            retrofit; `layers` matches nothing; the data is empty, of the wrong shape or not finite; arguments
-            contradict each other; an output changes by more than the tolerance.
+        KerasBNError: the model is not built, has NaN or infinity in its weights or nothing to retrofit, or
+            is subclassed with a `call` that is no graph; `layers` matches nothing; the data is empty, of the
+            wrong shape or not finite; arguments contradict each other; an output changes by more than the
+            tolerance.
 
     >>> model = keras.Sequential(
     ...     [
@@ -103,15 +114,17 @@ def retrofit(
     check_number("l2_factor", l2_factor)
     if tolerance is not None:
         check_number("tolerance", tolerance)
-    found = list(walk(model))
+    check_model(model)
     check_weights(model)
     source = batches(model, data, batch_size, steps)
-    chosen, left_alone = places(model, layers, position == "before_activation")
+    inlined = _inlined(model)
+    found = list(walk(inlined.model, inlined.paths))
+    chosen, left_alone = places(inlined, layers, position == "before_activation")
     if not chosen:
         reasons = [f"{row.layer}: {row.reason}" for row in left_alone[:5]] or ["no such layer in it"]
         raise KerasBNError(f"Model {model.name!r} has nothing to retrofit: {'; '.join(reasons)}.")
     insertion = Insertion(chosen, layer, layer_arguments or {}, drop_bias, remove_dropout, l2_factor)
-    result = rewrite(model, insertion.edit)
+    result = rewrite(inlined.model, insertion.edit, owned=True, paths=inlined.paths)
     inserted = {insertion.layer_at(place): place for place in chosen}
     biases = {new: insertion.bias_dropped_at(place) for new, place in inserted.items()}
     first_batch, stream = peek(source)
@@ -126,7 +139,16 @@ def retrofit(
     check_batch = first_batch if check_data is None else next(iter(batches(model, check_data)))
     difference = compare(model, result, check_batch, tolerance)
     in_order = _in_graph_order(rows, [call.path for call in found])
-    return SurgeryResult(result, Report("retrofit", in_order, difference, losses(model, result)))
+    notes = (*inlined.notes(), *losses(model, result))
+    return SurgeryResult(result, Report("retrofit", in_order, difference, notes))
+
+
+def _inlined(model: keras.Model) -> Inlined:
+    """The model with its convolutions and dense layers in sight, as far as inlining changes no output."""
+    inlined = Inlined(model, lambda layer: isinstance(layer, KINDS), trainable=True)
+    if inlined.opened and change_on_noise(model, inlined.model):
+        return Inlined(model, lambda layer: isinstance(layer, KINDS), trainable=True, keep=inlined.opened)
+    return inlined
 
 
 def _plus(inputs: Any, bias: Any, axis: int) -> Any:

@@ -93,7 +93,8 @@ def branches():
     y = layers.Concatenate(name="cat")([y, layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)])
     pooled = keras.ops.mean(keras.ops.relu(y) * 2.0, axis=(1, 2))
     features = layers.Concatenate(name="features")([pooled, extra])
-    outputs = {"scores": layers.Dense(3, name="scores")(features), "map": layers.ReLU(name="map")(y)}
+    heat = layers.Conv2D(2, 1, name="map")(layers.ReLU(name="map_relu")(y))
+    outputs = {"scores": layers.Dense(3, name="scores")(features), "map": heat}
     model = keras.Model({"image": image, "extra": extra}, outputs, name="branches")
     return model, {"image": normal(10, 6, 6, 4), "extra": normal(10, 2)}
 
