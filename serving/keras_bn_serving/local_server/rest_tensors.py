@@ -172,7 +172,10 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
         array[:] = [to_bytes(item) for item in flat]
         return array
     with np.errstate(over="ignore"):  # narrow integers wrap, floats become infinite, there as here
-        return np.asarray(flat, limits.dtype if limits else np.float64).astype(target)
+        array = np.asarray(flat, limits.dtype if limits else np.float64).astype(target)
+    if target.kind == "f":  # the threads that read requests there flush denormal numbers to zero
+        array[np.abs(array) < np.finfo(target).smallest_normal] *= 0
+    return array
 
 
 def _name(dtype: np.dtype) -> str:
