@@ -30,7 +30,7 @@ demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digit
 test: check  ## lint, type-check and run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-BACKEND_TESTS := tests/layers tests/statistics/test_moments.py tests/statistics/test_running.py \
+BACKEND_TESTS := tests/layers tests/kernels tests/statistics/test_moments.py tests/statistics/test_running.py \
 	tests/statistics/test_population.py tests/surgery/test_observe.py tests/surgery/test_selection.py \
 	tests/surgery/test_activations.py tests/inspection/test_callback.py
 

@@ -21,7 +21,9 @@ def _modules():
 
 @pytest.mark.parametrize("name", list(_modules()))
 def test_examples_run(name):
-    module = importlib.import_module(name)
+    # The kernels of a backend import it.
+    of_a_backend = name.startswith("keras_bn.kernels.")
+    module = pytest.importorskip(name) if of_a_backend else importlib.import_module(name)
     failures = doctest.testmod(
         module,
         extraglobs={"np": np, "keras_bn": keras_bn},

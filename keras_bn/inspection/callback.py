@@ -137,7 +137,7 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     history = model.fit(x, 0 * x, callbacks=[BatchNormalizationMonitor()], verbose=0)
     >>> print(caught[-1].message)
-    Inference will differ from training: the moving statistics of 1 of 1 layers are far ... 'bn' ...
+    Inference will differ from training: the moving statistics of 1 of 1 layers are far ... 'bn'...
     >>> sorted(name for name in history.history if name.startswith("bn_"))
     ['bn_dead_channels', 'bn_distance', 'bn_effective_count']
     """

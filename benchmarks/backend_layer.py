@@ -1,0 +1,188 @@
+"""The layer beside Keras's and the backend's own operation, on the backend that Keras runs on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_bn
+from benchmarks.timing import Factories, machine, ratio_row, rebuilt, table
+
+SHAPES = [(32, 56, 56, 64), (32, 14, 14, 512), (256, 1024), (32, 512)]
+DTYPES = ("float32", "float16", "bfloat16")
+OURS, KERAS, FUSED = "keras_bn", "keras", "fused kernel"
+
+Run = Callable[[], object]
+
+
+def main(device: str, seconds: float, networks: bool) -> None:
+    backend = keras.backend.backend()
+    with _placed_on(device):
+        print(f"{machine()}; {backend} on {device}\n")
+        for training, title in ((True, "One training step, forward and backward"), (False, "Inference")):
+            for dtype in DTYPES:
+                print(f"### {title}, {dtype}\n")
+                rows = [
+                    (_name(shape, axis), _candidates(shape, axis, dtype, training))
+                    for shape in SHAPES
+                    for axis in ((-1, 1) if len(shape) == 4 else (-1,))
+                ]
+                _print(rows, [OURS, KERAS, FUSED], seconds)
+        if networks:
+            print("### A training step of a whole network before and after `keras_bn.convert`\n")
+            rows = [(name, _network(name)) for name in ("MobileNetV2", "ResNet50")]
+            _print(rows, ["after", "before"], 8 * seconds)
+
+
+def _print(rows: list[tuple[str, Factories]], columns: list[str], seconds: float) -> None:
+    header = ["", f"{columns[0]}, ms", *(f"{name} / {columns[0]}" for name in columns[1:])]
+    timed = [(name, rebuilt(factories, 2, seconds)) for name, factories in rows]
+    print(table(header, [ratio_row(name, times, columns, columns[0]) for name, times in timed]))
+    print(flush=True)
+
+
+def _name(shape: tuple[int, ...], axis: int) -> str:
+    return "x".join(map(str, shape)) + (", channels first" if axis == 1 else "")
+
+
+def _arranged(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape if axis == -1 else (shape[0], shape[-1], *shape[1:-1])
+
+
+def _candidates(shape: tuple[int, ...], axis: int, dtype: str, training: bool) -> Factories:
+    arranged = _arranged(shape, axis)
+    policy = dtype if dtype == "float32" else f"mixed_{dtype}"
+    kinds = {OURS: keras_bn.BatchNormalization, KERAS: keras.layers.BatchNormalization}
+    run = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
+    found: dict[str, Callable[[], Run]] = {}
+    for name, kind in kinds.items():
+        found[name] = partial(run, partial(kind, axis=axis, dtype=policy), arranged, dtype, training)
+    if training and keras.backend.backend() == "torch":
+        found[FUSED] = partial(_torch_fused, arranged, axis, dtype)
+    if training and keras.backend.backend() == "tensorflow" and axis == -1:
+        found[FUSED] = partial(_tensorflow_fused, arranged, dtype)
+    return found
+
+
+def _values(shape: tuple[int, ...], dtype: str) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [keras.ops.cast(rng.normal(size=shape).astype("float32"), dtype) for _ in range(2)]
+
+
+def _tensorflow(make: Callable[[], Any], shape: tuple[int, ...], dtype: str, training: bool) -> Run:
+    layer = make()
+    layer.build(shape)
+    weights = [w.value for w in layer.trainable_variables]
+    return _tensorflow_step(partial(layer, training=training), weights, _values(shape, dtype), training)
+
+
+def _tensorflow_fused(shape: tuple[int, ...], dtype: str) -> Run:
+    import tensorflow as tf
+
+    gamma, beta = tf.Variable(tf.ones(shape[-1])), tf.Variable(tf.zeros(shape[-1]))
+    image = shape if len(shape) == 4 else (shape[0], 1, 1, shape[1])
+
+    def normalize(x: Any) -> Any:
+        return tf.reshape(tf.compat.v1.nn.fused_batch_norm(tf.reshape(x, image), gamma, beta)[0], shape)
+
+    return _tensorflow_step(normalize, [gamma, beta], _values(shape, dtype), True)
+
+
+def _tensorflow_step(normalize: Any, weights: list[Any], values: list[Any], training: bool) -> Run:
+    import tensorflow as tf
+
+    @tf.function
+    def step(x: Any, dy: Any) -> Any:
+        if not training:
+            return normalize(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = normalize(x)
+        return y, tape.gradient(y, [x, *weights], dy)
+
+    # Reading a result waits for an accelerator.
+    return lambda: [np.asarray(tf.reshape(v, [-1])[:1]) for v in tf.nest.flatten(step(*values))[:1]]
+
+
+def _jax(make: Callable[[], Any], shape: tuple[int, ...], dtype: str, training: bool) -> Run:
+    import jax
+
+    layer = make()
+    layer.build(shape)
+    weights, state = (
+        [w.value for w in v] for v in (layer.trainable_variables, layer.non_trainable_variables)
+    )
+    x, dy = _values(shape, dtype)
+
+    @jax.jit
+    def step(weights: Any, state: Any, x: Any, dy: Any) -> Any:
+        def run(weights: Any, x: Any) -> Any:
+            return layer.stateless_call(weights, state, x, training=training)
+
+        if not training:
+            return run(weights, x)
+        y, pull, new = jax.vjp(run, weights, x, has_aux=True)
+        return y, new, pull(dy)
+
+    return lambda: jax.block_until_ready(step(weights, state, x, dy))
+
+
+def _torch(make: Callable[[], Any], shape: tuple[int, ...], dtype: str, training: bool) -> Run:
+    layer = make()
+    layer.build(shape)
+    weights = [w.value for w in layer.trainable_variables]
+    return _torch_step(partial(layer, training=training), weights, _values(shape, dtype), training)
+
+
+def _torch_fused(shape: tuple[int, ...], axis: int, dtype: str) -> Run:
+    import torch
+
+    x, dy = _values(shape, dtype)
+    if len(shape) == 4 and axis == -1:  # the same memory, with torch's order of axes
+        x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
+    kind = torch.nn.BatchNorm2d if len(shape) == 4 else torch.nn.BatchNorm1d
+    layer = kind(x.shape[1], device=x.device)
+    return _torch_step(layer, list(layer.parameters()), [x, dy], True)
+
+
+def _torch_step(normalize: Any, weights: list[Any], values: list[Any], training: bool) -> Run:
+    import torch
+
+    x, dy = values[0].requires_grad_(training), values[1]
+
+    def step() -> Any:
+        if training:
+            results = torch.autograd.grad(normalize(x), [x, *weights], dy)
+        else:
+            with torch.no_grad():
+                results = normalize(x)
+        if dy.is_cuda:
+            torch.cuda.synchronize()
+        return results
+
+    return step
+
+
+def _network(name: str) -> Factories:
+    before = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classes=10)
+    after = keras_bn.convert(before).model
+    x = np.random.default_rng(0).normal(size=(16, 96, 96, 3)).astype("float32")
+    labels = np.eye(10, dtype="float32")[np.arange(16) % 10]
+
+    def step(model: keras.Model) -> Run:
+        model.compile(keras.optimizers.SGD(1e-3), "categorical_crossentropy")
+        return lambda: model.train_on_batch(x, labels)
+
+    return {"after": partial(step, after), "before": partial(step, before)}
+
+
+def _placed_on(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Where tensors live; PyTorch's device is set before Keras is imported."""
+    if keras.backend.backend() == "torch":
+        return contextlib.nullcontext()
+    return keras.device(f"{device}:0")
