@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bn._keras import flatten_layers
-from keras_bn.errors import KerasBNError
+from keras_bn.errors import CheckFailedError, KerasBNError
 from keras_bn.saving import images, warm_up
 from keras_bn.saving import reference as statistics
 from keras_bn.saving.batch_independence import check
@@ -69,7 +70,11 @@ def write_version(
     options = Options(fold=fold, bfloat16=precision == "bfloat16", fused=fused)
 
     def write(folder: Path) -> None:
-        written = signature if exported is model else predict_signature(exported)
+        # A folded model may have other layers at its ends; requests keep the names of the model that was
+        # given.
+        written = (
+            signature if exported is model else replace(signature, call=predict_signature(exported).call)
+        )
         folded_operations = write_saved_model(exported, written, folder, decoder, options)
         (folder / EXTRA).mkdir()
         if warmup is not False:
@@ -78,7 +83,8 @@ def write_version(
             (folder / EXTRA / "saved_model_config.pb").write_bytes(_NO_OPTIMIZER)
         what = f"model {model.name!r}"
         with servable(folder, SERVING_DEFAULT) as served:
-            checked = check(served, batches, what, made_up=examples is None)
+            with _unknown_steps_named(model):
+                checked = check(served, batches, what, made_up=examples is None)
             allowed = tolerance or (checked.check.tolerance if precision == "float32" else 0.05)
             fidelity = compare(
                 signature, served, checked.inputs if examples is None else batches[0], what, allowed
@@ -134,6 +140,23 @@ def _folded(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
             )
         return model, {"rows": [], "reason": str(error)}
     return folded.model, folded.report.to_dict()
+
+
+@contextmanager
+def _unknown_steps_named(model: keras.Model) -> Iterator[None]:
+    """Name a cause in Keras itself: TimeDistributed, where the number of steps is open, mixes the rows."""
+    try:
+        yield
+    except CheckFailedError as error:
+        for layer in flatten_layers(model):
+            if isinstance(layer, keras.layers.TimeDistributed) and None in tuple(layer.input.shape)[1:2]:
+                raise CheckFailedError(
+                    f"{error} Layer {layer.name!r} is a TimeDistributed with an open number of steps, "
+                    f"which Keras "
+                    "computes wrongly in a graph: give the model's Input a fixed number of steps, or leave "
+                    "TimeDistributed out around layers that work on the last axis anyway, such as Dense."
+                ) from error
+        raise
 
 
 def _is_large_graph(folder: Path) -> bool:

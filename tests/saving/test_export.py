@@ -360,6 +360,29 @@ def test_shapes_of_a_subclassed_model_come_from_the_examples(tmp_path):
     )
 
 
+def test_an_open_number_of_steps_under_time_distributed_is_named(tmp_path):
+    inputs = keras.Input((None, 3))
+    x = layers.TimeDistributed(layers.Dense(4), name="each")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling1D()(x)))
+    # If a release of Keras computes it rightly, it is exported and this hint can go.
+    with pytest.raises(
+        keras_bn.KerasBNError, match="'each' is a TimeDistributed with an open number of steps"
+    ):
+        keras_bn.export(model, tmp_path)
+
+
+def test_a_subclassed_model_inside_another_keeps_the_names_of_the_outer_one(tmp_path):
+    inputs = keras.Input((8, 8, 3), name="image")
+    model = keras.Model(inputs, called(Subclassed())(inputs))
+    path, images = keras_bn.export(model, tmp_path), normal(2, 8, 8, 3)
+    np.testing.assert_allclose(
+        ask(path, {"image": images})["scores"],
+        model.predict(images, verbose=0)["scores"],
+        rtol=2e-5,
+        atol=2e-6,
+    )
+
+
 class Words(keras.Model):
     def __init__(self):
         super().__init__()
