@@ -310,8 +310,17 @@ def in_custom_layers():
     return keras.Model(inputs, layers.Dense(2, name="scores")(x))
 
 
+def unfoldable(model):
+    raise keras_bn.KerasBNError("layer 'block' cannot be recreated.")
+
+
+@pytest.mark.parametrize("layers_fold", [True, False])
 @pytest.mark.parametrize("make", [in_custom_layers, lambda: called(Subclassed())])
-def test_bn_inside_layers_of_ones_own_is_folded_in_the_graph(tmp_path, make):
+def test_bn_inside_layers_of_ones_own_is_folded_as_layers_or_in_the_graph(
+    tmp_path, monkeypatch, recwarn, make, layers_fold
+):
+    if not layers_fold:
+        monkeypatch.setattr("keras_bn.saving.write_version.fold_model", unfoldable)
     model, images = make(), normal(3, 8, 8, 3)
     before = [weight.numpy() for weight in model.weights]
     path = keras_bn.export(model, tmp_path, examples=images)
@@ -320,33 +329,15 @@ def test_bn_inside_layers_of_ones_own_is_folded_in_the_graph(tmp_path, make):
     # Rounding of float32 sums in another order.
     np.testing.assert_allclose(ask(path, {"image": images})["scores"], expected, rtol=2e-5, atol=2e-6)
     assert not {"Mul", "Rsqrt", "AddV2", "Sub"} & set(operations(path))
-    assert keras_bn.saving.record.read_record(path)["fold"]["operations"] >= 2
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
-
-
-def test_a_layer_that_cannot_be_recreated_is_said_and_stops_nothing(tmp_path):
-    with pytest.warns(UserWarning, match="were not folded; .* cannot be recreated"):
-        path = keras_bn.export(in_custom_layers_without_config(), tmp_path)
-    assert "cannot be recreated" in keras_bn.saving.record.read_record(path)["fold"]["reason"]
-
-
-def in_custom_layers_without_config():
-    inputs = keras.Input((8, 8, 3), name="image")
-    x = layers.BatchNormalization(moving_mean_initializer="normal")(Wrong(layers.Conv2D(4, 3))(inputs))
-    return keras.Model(inputs, layers.Flatten(name="y")(x))
-
-
-class Wrong(layers.Layer):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def call(self, x):
-        return self.inner(x)
-
-    def get_config(self):
-        return {**super().get_config(), "factor": 2}
+    said = [str(warning.message) for warning in recwarn if "were not folded" in str(warning.message)]
+    record = keras_bn.saving.record.read_record(path)["fold"]
+    if layers_fold:
+        assert not said and "reason" not in record
+    else:
+        assert "'block' cannot be recreated" in said[0] and "'block' cannot" in record["reason"]
+        assert record["operations"] >= 2
 
 
 def test_shapes_of_a_subclassed_model_come_from_the_examples(tmp_path):
