@@ -20,6 +20,7 @@ from keras_bn.surgery._checks import check_number
 from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._comparison import difference, outputs
 from keras_bn.surgery._compiled import worth_compiling
+from keras_bn.surgery._plain import plain_graph
 from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery._sequential import Found, Plan
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
@@ -198,6 +199,7 @@ class Estimate:
         self._model, self._layers, self._estimator = model, layers, estimator
         self._prior, self._memory_limit = prior, memory_limit
         self._found: Found = {}
+        self._originals = {layer: layer for layer in layers}
 
     def run(self, example: Any, data: Iterable[Any], bar: tqdm | None = None) -> None:
         """Find the statistics over `data`, of which `example` is one batch, and set them."""
@@ -208,19 +210,24 @@ class Estimate:
             observer = Observer(self._model, self._layers, example, normalized_by_batch, compiles=compiles)
             self._set(observer.moments(_each_followed_by(bar.update, data)))
         else:
-            observer = Observer(self._model, self._layers, example, compiles=compiles)
+            model, twins = plain_graph(self._model, self._layers, example)
+            self._originals = dict(zip(twins, self._layers, strict=True))
+            observer = Observer(model, twins, example, compiles=compiles)
             plan = Plan(observer.program, observer.order(example), compiles)
             self.note += f", {len(plan.levels)} level{'s' * (len(plan.levels) > 1)} of layers"
             bar.total = bar.total and bar.total * plan.stages
             plan.run(data, self._set, self._memory_limit, bar.update)
-        self.unseen |= observer.unseen
+        self.unseen |= {self._originals[layer]: reason for layer, reason in observer.unseen.items()}
         self.doubts = doubts(self._found, before, data.examples)
 
     def _set(self, found: Found) -> None:
-        self._found |= found
         merged = across_workers(list(found.values()))
-        for layer, moments in zip(found, merged, strict=True):
+        for twin, moments in zip(found, merged, strict=True):
+            layer = self._originals[twin]
+            self._found[layer] = found[twin]
             self.outcome[layer] = set_statistics(layer, moments, self._prior)
+            if twin is not layer:  # the levels after it are observed in a copy
+                set_statistics(twin, moments, self._prior)
 
 
 @contextmanager
