@@ -153,3 +153,33 @@ def test_bad_data(model, data, options, message):
 def test_arrays_of_different_lengths(two_inputs):
     with pytest.raises(KerasBNError, match=r"\[6, 7\] examples"):
         batches(two_inputs, {"a": X, "b": np.ones((6, 3))})
+
+
+def test_the_order_of_a_dictionary_is_the_models_and_other_keys_are_dropped():
+    b, a = keras.Input((3,), name="b"), keras.Input((2,), name="a")
+    model = keras.Model([b, a], keras.layers.Concatenate()([b, a]))
+    data = {"row": np.arange(7), "a": X, "b": np.ones((7, 3))}
+    (batch,) = batches(model, data)
+    assert [leaf.shape for leaf in batch] == [(7, 3), (7, 2)]
+
+
+def test_an_optional_input_may_be_none():
+    a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b", optional=True)
+    model = keras.Model([a, b], keras.layers.Identity()(a))
+    (batch,) = batches(model, [X, None])
+    assert batch[1] is None
+    with pytest.raises(KerasBNError, match="has a NoneType for 'a'"):
+        list(batches(model, [None, X]))
+
+
+def test_a_batch_size_from_a_first_call_binds_nobody():
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model(X[:1])
+    assert [len(batch) for batch in batches(model, X, 3)] == [3, 3, 1]
+
+
+def test_pandas():
+    pandas = pytest.importorskip("pandas")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    frame = pandas.DataFrame(X, index=range(7, 0, -1))
+    np.testing.assert_array_equal(np.concatenate(list(batches(model, frame, 3))), X)

@@ -172,3 +172,15 @@ def test_weights_of_keras_layer_are_found_in_the_place_of_another_class(tmp_path
     ours.load_weights(tmp_path / "theirs.weights.h5")
     second = found[ours.layers[1].name]
     assert [float(second[str(i)][0]) for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_mask_goes_with_a_tensor():
+    tensor, mask = keras.ops.ones((2, 3)), keras.ops.ones((2,), "bool")
+    assert _keras.get_mask(tensor) is None
+    _keras.set_mask(tensor, mask)
+    assert _keras.get_mask(tensor) is mask
+
+
+def test_an_optional_input_says_so():
+    a, b = keras.Input((2,), optional=True), keras.Input((2,))
+    assert (_keras.is_optional(a), _keras.is_optional(b)) == (True, False)
