@@ -310,12 +310,12 @@ def trained(digits, batch_size, epochs, momentum):
 
 
 @pytest.mark.parametrize("estimator", ["sequential", "batch"])
-def test_it_mends_a_network_trained_at_batch_size_two(digits, estimator):
-    """Its moving averages lag behind the weights; 0.283 falls to about 0.244."""
-    model = trained(digits, batch_size=2, epochs=1, momentum=0.99)
+def test_it_repairs_a_network_trained_at_batch_size_two(digits, estimator):
+    """Its moving averages, with a momentum of 0.999 over 600 steps, are half of what they began with."""
+    model = trained(digits, batch_size=2, epochs=1, momentum=0.999)
     before, _ = model.evaluate(digits[2], digits[3], verbose=0)
     after, _ = recalibrated(model, digits[0], estimator=estimator).evaluate(digits[2], digits[3], verbose=0)
-    assert after < before + 0.02
+    assert after < 0.9 * before
 
 
 @pytest.mark.parametrize("estimator", ["sequential", "batch"])
