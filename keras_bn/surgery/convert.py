@@ -1,4 +1,4 @@
-"""One normalization exchanged for another: Keras's BN layers for ours by default."""
+"""Replace one normalization by another, by default Keras's BN layers by ours."""
 
 from __future__ import annotations
 
@@ -31,64 +31,70 @@ def convert(
     batch_size: int | None = None,
     steps: int | None = None,
 ) -> SurgeryResult:
-    """Exchange the normalization: by default every `keras.layers.BatchNormalization` for ours.
+    """Replace the normalization layers, by default every `keras.layers.BatchNormalization` by ours.
 
-    What the layers become is `to`:
+    The argument `to` selects the new layers:
 
-    - `keras_bn.BatchNormalization`, or another of our layers with its arguments, as an instance
-      (`GhostBatchNormalization(virtual_batch_size=32)`) or a `functools.partial`. Its arguments that are no
-      defaults count; axis, epsilon, center, scale, name and dtype are always the old layer's. Layers of ours
-      are converted too, if they are of another class. This keeps the outputs at inference, to rounding.
-    - `"keras"`: our `BatchNormalization` becomes `keras.layers.BatchNormalization`. This keeps the outputs,
-      to rounding, and a layer that would train otherwise is left alone.
-    - `"frozen"`: ours with `frozen_statistics=True`. This keeps the outputs. `keras_bn.freeze` does more: it
-      computes the layer together with the one before it.
-    - `"group"`: `keras.layers.GroupNormalization` with 32 groups, or as many as divide both 32 and the
-      channels, and `LayerNormalization` where the inputs are vectors. Also the two classes themselves, or an
-      instance. This keeps no outputs: each example is normalized by its own moments. With `data`, gamma and
-      beta are such that each channel's mean and deviation over the data are what they were, so that training
-      starts near the old loss. Without, gamma and beta are the old ones.
-    - a function that takes a layer and returns the new one, or None to leave it alone. A BN, group or layer
-      normalization that is not built gets the weights of the old layer.
+    - `keras_bn.BatchNormalization`, or another of our layers. To pass arguments, give an instance, such as
+      `GhostBatchNormalization(virtual_batch_size=32)`, or a `functools.partial`. Arguments that differ from
+      their defaults are used, but axis, epsilon, center, scale, name and dtype are always those of the old
+      layer. Our own layers are converted too, if they are of another class. The outputs at inference are
+      preserved up to rounding.
+    - `"keras"`: Our `BatchNormalization` becomes `keras.layers.BatchNormalization`. The outputs are preserved
+      up to rounding. A layer that would train differently is left alone.
+    - `"frozen"`: Our `BatchNormalization` with `frozen_statistics=True`. The outputs are preserved. Compare
+      `keras_bn.freeze`, which also computes the layer together with the one before it.
+    - `"group"`: `keras.layers.GroupNormalization` with 32 groups, or with the largest number that divides
+      both 32 and the number of channels. Where the inputs are vectors, `LayerNormalization` is used instead.
+      The two classes themselves or an instance can also be given. The outputs change, because each example
+      is normalized by its own moments. With `data`, gamma and beta are chosen to preserve the mean and
+      deviation of each channel over the data, so that training starts near the old loss. Without `data`,
+      gamma and beta are the old ones.
+    - A function that takes a layer and returns the new one, or None to leave the layer alone. A batch, group
+      or layer normalization that is not built gets the weights of the old layer.
 
-    A layer is exchanged wherever the model holds it: in a graph, in attributes, lists and dictionaries of
-    other layers, in wrappers, in the cells of recurrent layers. All other layers keep their classes, and so
-    does the model: a subclassed model stays one. Names, weights, options and `trainable` flags stay, and so
-    do the outputs but for rounding: Keras multiplies by gamma * rsqrt(variance + epsilon), ours by gamma /
-    sqrt(variance + epsilon). Layers with `renorm=True` become `BatchRenormalization` where that trains
-    alike. Left alone, with the reason in the report, are subclasses of Keras's layer, which may compute
-    something else, and layers with options that have no counterpart or are out of range.
+    A layer is replaced wherever the model holds it: in a graph, in attributes, lists and dictionaries of
+    other layers, in wrappers, and in the cells of recurrent layers. All other layers keep their classes, and
+    a subclassed model keeps its class as well. Names, weights, options and `trainable` flags are preserved.
+    The outputs differ by rounding only: Keras multiplies by gamma * rsqrt(variance + epsilon), our layer by
+    gamma / sqrt(variance + epsilon). Layers with `renorm=True` become `BatchRenormalization` if it trains in
+    the same way. Two kinds of layers are left alone, and the report gives the reason: subclasses of Keras's
+    layer, which may compute something else, and layers whose options have no counterpart or are out of
+    range.
 
-    Training goes on as before: the model is compiled as it was, the optimizer has its step and its moments,
-    and the new layers keep the *biased* variance that Keras 3 averages, not the unbiased one of the paper
-    (section 3.1), PyTorch and the default of `keras_bn.BatchNormalization`.
+    Training continues as before: the model is compiled with the same configuration, and the optimizer keeps
+    its step and its moments.
 
-    Note: a layer that makes its normalization in its own code makes Keras's again when the model is loaded
-    from a file. The weights fit, so convert the loaded model once more.
+    Note: The new layers average the *biased* variance, as Keras 3 does. The paper (section 3.1), PyTorch and
+    the default of `keras_bn.BatchNormalization` use the unbiased variance.
+
+    Note: A layer that creates its normalization in its own code creates Keras's layer again when the model
+    is loaded from a file. The weights fit, so convert the loaded model once more.
 
     Args:
-        model: any built model. It is not changed, unless `in_place` says so.
-        to: what the layers become.
-        in_place: If True, exchange the layers in `model` itself and return it. On an error or Ctrl-C it is
-            what it was before, to the bit.
-        unbiased_variance: If True, average the unbiased variance from now on. Small batches, where the two
-            differ by m/(m-1) for m values per channel, then train towards statistics that fit inference
-            better. An instance given as `to` says so itself.
-        data: what `Model.predict` takes, for group and layer normalization. It is run as a single batch in
-            memory: a few hundred examples are enough.
-        batch_size: examples per batch of arrays, if `steps` is given.
-        steps: how many batches of the data to use. None for all.
+        model: Any built model. It is not changed, unless `in_place` is True.
+        to: The new layers, as listed above.
+        in_place: If True, replace the layers in `model` itself and return it. On an error or Ctrl-C the
+            model is restored exactly.
+        unbiased_variance: If True, average the unbiased variance from now on. The two variances differ by a
+            factor of m / (m - 1) for m values per channel, so this matters for small batches. An instance
+            given as `to` has its own setting.
+        data: Data for group and layer normalization, in any form that `Model.predict` accepts. It is run as a
+            single batch in memory. A few hundred examples are enough.
+        batch_size: Number of examples per batch of arrays, if `steps` is given.
+        steps: Number of batches of the data to use. If None, all are used.
 
     Returns:
-        The new model and the report. Each row says what the conversion keeps. Where that is the outputs, its
-        difference is the largest change of the layer's output on values distributed as its statistics say;
-        where it is the moments, the largest change of a channel's mean or deviation over the data, in units
-        of the largest deviation. `report.difference` is the largest change of an output of the model, on the
-        data or on noise, where outputs are not kept.
+        The new model and the report. Each row tells what the conversion preserves. If the outputs are
+        preserved, the difference of the row is the largest change of the layer's output on values that
+        follow its statistics. If the moments are preserved, it is the largest change of a channel's mean or
+        deviation over the data, in units of the largest deviation. If outputs are not preserved,
+        `report.difference` is the largest change of an output of the model, on the data or on noise.
 
     Raises:
-        KerasBNError: the model is not built, has NaN or infinity in its weights, or no batch normalization;
-            `to` is none of the above, lacks arguments of its own, or returns no layer; the data does not fit.
+        KerasBNError: If the model is not built, has NaN or infinity in its weights, or has no batch
+            normalization; if `to` is none of the above, lacks required arguments, or returns no layer; or if
+            the data does not fit the model.
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")])
     >>> result = convert(model)
@@ -137,7 +143,7 @@ def _whole(model: keras.Model, data: Any, batch_size: int | None, steps: int | N
 
 
 def _row(path: str, layer: Any, new: Any, left: dict[int, float]) -> Row:
-    """What became of a layer, with what that keeps and how well."""
+    """The row of a converted layer: its new class, the quantity that is preserved, and the change of it."""
     kind, reason = type(layer).__name__, f"to {type(new).__name__}"
     if id(new) in left:
         reason += ", keeps the mean and deviation of each channel over the data"

@@ -1,4 +1,4 @@
-"""BN absorbed into the layers around it, for inference."""
+"""Fold BN into the layers around it, for inference."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from keras_bn.surgery.report import Report, Row, SurgeryResult
 
 
 def fold(model: keras.Model) -> SurgeryResult:
-    """Absorb every BN layer into its neighbours: the result is the same function at inference, with less to
-    do.
+    """Fold every BN layer into its neighbors. The function at inference stays the same.
 
     At inference BN is x * scale + offset, with scale = gamma / sqrt(moving_variance + epsilon) and offset =
-    beta - moving_mean * scale. After a layer W x + b it turns W into W scale and b into b scale + offset;
-    before one, W into scale W and b into b + offset W. Both are exact in real arithmetic; they are computed
-    in float64 and rounded once.
+    beta - moving_mean * scale. If BN follows a layer W x + b, W becomes W scale and b becomes b scale +
+    offset. If BN precedes the layer, W becomes scale W and b becomes b + offset W. Both are exact in real
+    arithmetic. They are computed in float64 and rounded once.
 
-    BN goes into the layer before it (Conv1D/2D/3D, also grouped, transposed, depthwise and separable;
-    Dense; another BN), else into all of those after it. Between the two may lie what a per-channel map
-    passes through: cropping, average pooling, upsampling, reshaping, dropout, concatenation on the way
-    back, zero padding if the offset is zero. A layer that pads with zeros takes up no offset from before.
-    What cannot be absorbed becomes one `keras_bn.ChannelAffine`. Layers keep their names; a BN layer that
-    was an output leaves an Identity of its name.
+    BN is folded into the layer before it if that is a convolution (Conv1D, Conv2D, Conv3D, also grouped,
+    transposed, depthwise and separable), a Dense layer or another BN layer. Otherwise it is folded into all
+    such layers after it. Layers through which a per-channel map can be moved may lie between the two:
+    cropping, average pooling, upsampling, reshaping, dropout, concatenation (if BN follows it), and zero
+    padding if the offset is zero. A layer that pads with zeros cannot absorb an offset from a BN layer before
+    it. A BN layer that cannot be folded becomes one `keras_bn.ChannelAffine`. Layers keep their names. If a
+    BN layer was an output of the model, an Identity layer takes its name.
 
-    The result is for inference: trained on, it is a network without BN.
+    Note: The result is for inference. If you continue training it, it is a network without BN.
 
-    A layer of one's own, or a subclassed model, is replaced by the graph of what its `call` does wherever BN
-    is inside, so BN there is absorbed as well, and the result is a plain graph. That needs a `call` made of
-    layers and `keras.ops`. Where it is something else, and in the cells of recurrent layers, a BN layer
-    becomes a multiply-add in its place and the classes stay.
+    A custom layer or subclassed model that contains BN is replaced by the graph of its `call`, so that BN in
+    it is folded as well, and the result is a plain graph. This requires a `call` made of layers and
+    `keras.ops`. Otherwise, and in the cells of recurrent layers, a BN layer becomes a multiply-add in its
+    place and the classes are kept.
 
-    A zero padding layer before a convolution goes as well, where the convolution's padding "same" adds
-    exactly the same zeros.
+    A zero padding layer before a convolution is removed if padding "same" of the convolution adds exactly
+    the same zeros.
 
     Args:
-        model: any built model, with Keras's BN layers or ours. It is left as it is. One without any is
+        model: Any built model, with Keras's BN layers or ours. It is not changed. A model without BN is
             copied.
 
     Returns:
-        A new model and a report of what went where, and what not and why; `report.difference` is the
-        largest change of an output on two examples of noise, None where the model does not take floats.
+        A new model and a report, which tells for each BN layer where it was folded, or why it was not.
+        `report.difference` is the largest change of an output on two examples of noise. It is None if the
+        model does not take floating-point inputs.
 
     Raises:
-        KerasBNError: a BN layer runs in training mode, or has NaN or no positive variance in it; folded
-            weights overflow their dtype; or the model is not built.
+        KerasBNError: If a BN layer runs in training mode, or has NaN or no positive variance; if folded
+            weights overflow their dtype; or if the model is not built.
 
     >>> dense, bn = keras.layers.Dense(2, name="dense"), keras.layers.BatchNormalization(name="bn")
     >>> fold(keras.Sequential([keras.Input((4,)), dense, bn])).report.rows[0]
@@ -65,6 +66,6 @@ def plan(model: keras.Model) -> tuple[Row, ...]:
     """The rows of `fold(model).report`, without folding.
 
     Raises:
-        KerasBNError: as `fold`, but for weights that overflow.
+        KerasBNError: As for `fold`, except for weights that overflow.
     """
     return tuple(FoldPlan(unfrozen(model)).rows)

@@ -1,4 +1,4 @@
-"""Fine-tuning with frozen statistics: BN joined with the layer before it, and the way back."""
+"""Fine-tuning with frozen statistics: join BN with the layer before it, and undo this."""
 
 from __future__ import annotations
 
@@ -25,41 +25,44 @@ from keras_bn.surgery.selection import select
 
 
 def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
-    """Freeze the population statistics of BN layers for fine-tuning, at the cost of a network without BN.
+    """Freeze the population statistics of BN layers, so that fine-tuning costs no more than without BN.
 
-    With frozen statistics BN is z * scale + offset in training too, with scale = gamma /
+    With frozen statistics, BN is z * scale + offset in training too, with scale = gamma /
     sqrt(moving_variance + epsilon) and offset = beta - moving_mean * scale. A BN layer behind a convolution
     or dense layer z = W x + b is joined with it into one `JoinedBatchNormalization`:
 
         y = (W * scale) x + (b * scale + offset)
 
-    The product is taken anew in every step, and W, b, gamma and beta stay the weights that are trained
-    ("tune mode", 2305.11624). So the function and its gradients are those of frozen BN, to rounding, but the
-    activation z is neither computed nor kept: on ResNet50 the memory of a training step is that of a network
-    without BN.
+    The product is computed again in every step, and W, b, gamma and beta remain the trained weights ("tune
+    mode", 2305.11624). So the function and its gradients are those of frozen BN, up to rounding, but the
+    activation z is neither computed nor stored. On ResNet50, a training step needs as much memory as one of
+    a network without BN.
 
-    Joined are BN layers directly behind Conv1D, Conv2D, Conv3D (also grouped), transposed, depthwise and
-    separable convolutions, and Dense, without an activation between. The others, also those that custom
-    layers hold, become a `FrozenBatchNormalization`, or keep their class with `frozen_statistics=True` where
-    that is a variant of ours. Train the result as any model, with `fit` or otherwise; `unfreeze` gives the
-    original layers back with the trained weights, for `fold`, `export`, or training with batch statistics.
+    A BN layer is joined if it directly follows a convolution (Conv1D, Conv2D, Conv3D, also grouped,
+    transposed, depthwise and separable) or a Dense layer, without an activation between the two. Any other BN
+    layer, also one inside a custom layer, becomes a `FrozenBatchNormalization`. A variant of ours keeps its
+    class, with `frozen_statistics=True`. Train the result like any model. Then `unfreeze` restores the
+    original layers with the trained weights, for `fold`, `export`, or training with batch statistics.
 
-    `bn.trainable = False` also freezes the statistics, but gamma and beta with them; a layer that has it
-    keeps it here. PyTorch's `eval()` freezes statistics as well, until the next `train()` of a parent module.
+    Note: `bn.trainable = False` also freezes the statistics, but it freezes gamma and beta as well. A layer
+    with this setting keeps it here.
+
+    Compared with PyTorch: `eval()` freezes the statistics as well, until the next `train()` of a parent
+    module.
 
     Args:
-        model: Functional or Sequential, also with such models nested in it. It is not changed.
-        layers: which BN layers: a pattern of names or paths (`"block1_*"`), a class, a predicate on the
-            layer, or several of these. None for all.
+        model: A Functional or Sequential model, possibly with such models nested in it. It is not changed.
+        layers: The BN layers to freeze: a pattern of names or paths (`"block1_*"`), a class, a predicate on
+            the layer, or several of these. If None, all are frozen.
 
     Returns:
-        The new model, compiled as the old one, and a report with a row for each BN layer: `joined` or
-        `frozen`, or `left alone`, with the reason. `report.difference` is the largest change of an output on
-        two examples of noise, None where the model does not take floats.
+        The new model, compiled like the old one, and a report with a row for each BN layer. The action is
+        `joined`, `frozen` or `left alone`, with the reason. `report.difference` is the largest change of an
+        output on two examples of noise. It is None if the model does not take floating-point inputs.
 
     Raises:
-        KerasBNError: the model is subclassed, not built, has NaN or infinity in its weights or no BN layer,
-            or `layers` matches none.
+        KerasBNError: If the model is subclassed, is not built, has NaN or infinity in its weights or has no
+            BN layer; or if `layers` matches none.
 
     >>> from keras.layers import BatchNormalization, Dense, ReLU
     >>> stack = [keras.Input((4,)), Dense(8, name="dense"), BatchNormalization(name="bn"), ReLU()]
@@ -80,23 +83,24 @@ def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
 
 
 def unfreeze(model: keras.Model) -> SurgeryResult:
-    """Undo `freeze`: the original layers, with the weights that the frozen ones have now.
+    """Undo `freeze`: restore the original layers, with the present weights of the frozen ones.
 
-    `freeze` followed by `unfreeze` gives the model back to the bit; after training in between, the result is
-    the same function at inference as the frozen model, to rounding. Its statistics are those of before.
+    `freeze` followed by `unfreeze` restores the model exactly. After training in between, the result computes
+    the same function at inference as the frozen model, up to rounding. The statistics are those before
+    `freeze`.
 
-    Note: a variant of ours, such as `GhostBatchNormalization`, that was made with `frozen_statistics=True`
-    is unfrozen as well. A plain `BatchNormalization` that was stays frozen.
+    Note: A variant of ours, such as `GhostBatchNormalization`, is unfrozen even if it was created with
+    `frozen_statistics=True`. A plain `BatchNormalization` created so stays frozen.
 
     Args:
-        model: one that `freeze` made, trained or not, also after saving and loading. It is not changed.
+        model: A model that `freeze` made, trained or not, also after saving and loading. It is not changed.
 
     Returns:
-        The new model, compiled as the old one, and a report with a row for each frozen layer.
+        The new model, compiled like the old one, and a report with a row for each frozen layer.
         `report.difference` is as for `freeze`.
 
     Raises:
-        KerasBNError: nothing in the model is frozen, or it is subclassed or not built.
+        KerasBNError: If nothing in the model is frozen, or if it is subclassed or not built.
 
     >>> from keras.layers import BatchNormalization
     >>> model = keras.Sequential([keras.Input((4,)), BatchNormalization(name="bn")])
@@ -117,7 +121,7 @@ def unfreeze(model: keras.Model) -> SurgeryResult:
 
 
 def unfrozen(model: keras.Model) -> keras.Model:
-    """The model itself, or what `unfreeze` makes of it if `freeze` joined layers in it."""
+    """The model itself, or the result of `unfreeze` if `freeze` joined layers in it."""
     layers = flatten_layers(model) if isinstance(model, keras.Model) else []
     joined = any(isinstance(layer, JoinedBatchNormalization) for layer in layers)
     return unfreeze(model).model if joined else model
@@ -138,7 +142,7 @@ class _Freezing:
         self._frozen: dict[int, tuple[Any, Any]] = {}
 
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
-        """What to call instead, for `rewrite`."""
+        """The layers to call instead, for `rewrite`."""
         layer, self._copies = call.layer, copy
         if call.path in self._absorbed:
             return []
@@ -170,7 +174,7 @@ class _Freezing:
             new.layer.trainable, new.normalization.trainable = partner.trainable, old.trainable
 
     def row(self, call: Call) -> Row:
-        """What became of one BN layer."""
+        """The row of one BN layer."""
         layer, kind = call.layer, type(call.layer).__name__
         if id(layer) in self._joined:
             return Row(call.path, kind, "joined", f"with {self._partners[id(layer)].name}")
@@ -178,7 +182,7 @@ class _Freezing:
             holder = call.node.operation
             obstacle = self._obstacles.get(id(layer), f"it is inside {holder.name}")
             if holder is not layer and not isinstance(holder, keras.layers.Wrapper):
-                obstacle += ", which makes it anew when the model is loaded: freeze it again then"
+                obstacle += ", which creates it again when the model is loaded: freeze it again then"
             return Row(call.path, kind, "frozen", f"not joined: {obstacle}")
         return Row(call.path, kind, "left alone", self._refusal(layer, call.path) or _joined_already(call))
 
@@ -205,7 +209,7 @@ class _Freezing:
         return not met and not self._refusal(call.layer, call.path)
 
     def _frozen_inside(self, call: Call) -> tuple[Any, Any]:
-        """What the copy of the layer around has for a BN layer, and what it is to have."""
+        """The BN layer in the copy of the layer around it, and the layer that replaces it."""
         outer = call.node.operation
         position = flatten_layers(outer).index(call.layer)
         copied = flatten_layers(self._copies(outer))[position]
@@ -233,7 +237,7 @@ class _Thawing:
     """The edits of one unfreeze.
 
     Attributes:
-        rows: by the path of the layer.
+        rows: The rows of the report, by the path of the layer.
     """
 
     def __init__(self) -> None:
@@ -241,10 +245,10 @@ class _Thawing:
         self._thawed: dict[int, tuple[Any, Any]] = {}
 
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
-        """What to call instead, for `rewrite`."""
+        """The layers to call instead, for `rewrite`."""
         layer = call.layer
         if isinstance(layer, JoinedBatchNormalization):
-            self._note(call, f"{layer.layer.name} and {layer.normalization.name} apart again")
+            self._note(call, f"{layer.layer.name} and {layer.normalization.name} are separate again")
             return [copy(layer.layer), copy(layer.normalization)]
         if isinstance(layer, keras.layers.Wrapper) and _is_of_freeze(layer.layer):
             self._note(call, f"{layer.layer.name} inside it")

@@ -1,4 +1,4 @@
-"""Population statistics from data, with the weights frozen."""
+"""Re-estimate population statistics from data, with the weights frozen."""
 
 from __future__ import annotations
 
@@ -53,70 +53,71 @@ def recalibrate(
     """Re-estimate the moving mean and variance of BN layers from data, with the weights frozen.
 
     This is algorithm 2 of Ioffe and Szegedy (1502.03167). It repairs a network after training with small
-    batches or a slow momentum, averaging weights or pruning, and moves one to another domain (AdaBN, Li et
-    al., 1603.04779). It needs no labels, and 1 000 to 10 000 examples are usually enough (Wu and Johnson,
-    2105.07576). Nothing but the statistics changes, dropout is off, and every value of the data weighs the
-    same, so a short last batch does no harm.
+    batches or a slow momentum, after averaging weights, or after pruning. It also adapts a network to another
+    domain (AdaBN, Li et al., 1603.04779). It needs no labels, and 1 000 to 10 000 examples are usually enough
+    (Wu and Johnson, 2105.07576). Only the statistics change, dropout is off, and every value of the data has
+    the same weight, so a short last batch does no harm.
 
-    Both estimators take for each layer the mean and variance of its inputs over all of the data. They
-    differ in what the chosen layers *before* it do meanwhile:
+    Both estimators compute, for each layer, the mean and variance of its inputs over all of the data. They
+    differ in how the chosen layers *before* it normalize:
 
-    - `"sequential"`: they normalize by the population statistics just found for them. So the statistics are
-      exactly those of the network as it will be used, and do not depend on how the data is cut into batches.
-      The data is read once. The network is run in pieces, from one level of BN layers to the next, and the
-      values between two pieces are kept for all of the data, so that each layer runs once per batch.
-    - `"batch"`: they normalize by the moments of each batch, as in training; this is Precise BN. It keeps
-      nothing, but is biased by the noise of the batch moments, of relative size 1 / sqrt(values per
-      channel in a batch): negligible at 32 images a batch, harmful at 2. With all data in one batch both
-      are the same, but for the layers' m / (m - 1).
+    - `"sequential"`: Earlier layers normalize by their new population statistics. So the statistics are
+      exactly those of the network at inference, and do not depend on how the data is cut into batches. The
+      data is read once. The network is run in pieces, from one level of BN layers to the next, and the values
+      between two pieces are kept for all of the data, so that each layer runs once per batch.
+    - `"batch"`: Earlier layers normalize by the moments of each batch, as in training. This is Precise BN. It
+      keeps no values, but it is biased by the noise of the batch moments. The relative size of the noise is 1
+      / sqrt(values per channel in a batch), which is negligible at 32 images per batch and harmful at 2. With
+      all data in one batch, both estimators agree up to the layers' factor of m / (m - 1).
 
-    With few examples, mix what they say with what the layers knew. `prior` counts the statistics that a
-    layer has as those of so many values, and merges them with the N values of the data (Chan, Golub and
-    LeVeque, 1979): with w = prior / (prior + N),
+    With few examples, use `prior` to mix the new statistics with the present ones. The present statistics
+    count as those of `prior` values, and are merged with the N values of the data (Chan, Golub and LeVeque,
+    1979). With w = prior / (prior + N),
 
         mean = w * old mean + (1 - w) * new mean
         variance = w * old variance + (1 - w) * new variance + w * (1 - w) * (old mean - new mean)²
 
-    Note that it counts values per channel: an image of 8 by 8 pixels has 64 of them. Schneider et al.
+    Note: `prior` counts values per channel. An image of 8 by 8 pixels has 64 of them. Schneider et al.
     (2006.16971) count examples and leave out the last term.
 
-    Under a `tf.distribute` strategy of several workers all of them call it, each with its own part of the
-    data (one batch at least), and all get the statistics of the whole; `"sequential"` gives the same
-    numbers as one machine with all of the data.
+    Under a `tf.distribute` strategy of several workers, call this function in all of them, each with its own
+    part of the data (at least one batch). All of them get the statistics of the whole data. `"sequential"`
+    gives the same numbers as one machine with all of the data.
 
-    The variance follows each layer's convention: biased for Keras's own, `unbiased_variance` for ours.
+    The variance follows the convention of each layer: biased for Keras's layer, `unbiased_variance` for ours.
 
     Args:
-        model: Any built model with Keras's BN layers or ours, on any backend. It is left as it is, on
-            Ctrl-C too, unless `in_place` is set.
-        data: Whatever `Model.predict` takes.
-        prior: How many values per channel the present statistics count as: 0 replaces them, infinity keeps
-            them.
+        model: Any built model with Keras's BN layers or ours, on any backend. It is not changed, not even by
+            Ctrl-C, unless `in_place` is True.
+        data: Data in any form that `Model.predict` accepts.
+        prior: Number of values per channel that the present statistics count as. With 0 they are replaced,
+            with infinity they are kept.
         in_place: If True, change the statistics of `model` itself and return it. On an error or Ctrl-C they
-            are set back, to the bit.
-        layers: Which BN layers: a pattern of names or paths (`"block1_*"`), a class, a predicate on the
-            layer, or several of these. The others keep their statistics and normalize by them. None: all,
-            frozen or not.
+            are restored exactly.
+        layers: The BN layers to recalibrate: a pattern of names or paths (`"block1_*"`), a class, a predicate
+            on the layer, or several of these. The others keep their statistics and normalize by them. If
+            None, all layers are recalibrated, frozen or not.
         estimator: `"sequential"` or `"batch"`.
-        batch_size: Examples per batch of arrays; 32 if None.
-        steps: How many batches to use; None: all.
-        memory_limit: How many bytes of values between two levels `"sequential"` keeps in memory; 2 GiB by
+        batch_size: Number of examples per batch of arrays. If None, 32.
+        steps: Number of batches to use. If None, all are used.
+        memory_limit: Number of bytes that `"sequential"` may keep in memory between two levels, 2 GiB by
             default. The rest is written to a temporary folder, which is removed at the end.
-        shard: `(i, n)` estimates from the i-th of n shards of the data only, i from 0 to n - 1, that is from
-            every n-th batch. Merge the shards with `keras_bn.merge`.
+        shard: A pair `(i, n)`, to estimate from the i-th of n shards of the data only. The shard consists of
+            every n-th batch, and i counts from 0 to n - 1. Merge the shards with `keras_bn.merge`.
         presharded: If True, `data` is the shard already, and all of it is used.
-        save: The file to write the statistics of the shard to.
+        save: File to write the statistics of the shard to.
         statistics: Merged statistics, or their file. Without `data` they are applied to the model. With
             `data` and the sequential estimator, the next level is estimated.
         progress: If True, show a progress bar on stderr.
 
     Returns:
-        The model and a report that says of each layer how far its statistics moved; `report.difference` is
-        the largest change of an output on the first batch.
+        The model and a report with the change of each layer's statistics. `report.difference` is the largest
+        change of an output on the first batch.
 
     Raises:
-        KerasBNError: there is no such layer; the data does not fit, is not finite or ends early; a layer's
-            inputs are not finite; or, for `"sequential"`, the output of a shared layer comes back to it.
+        KerasBNError: If `layers` matches nothing; if the data does not fit, is not finite or ends early; if
+            the inputs of a layer are not finite; or, for `"sequential"`, if the output of a shared layer is
+            also its input.
     """
     if estimator not in ("sequential", "batch"):
         raise KerasBNError(f"estimator={estimator!r}: it must be 'sequential' or 'batch'.")
@@ -178,10 +179,10 @@ class Estimate:
     """New statistics for layers of a model, set in the model itself.
 
     Attributes:
-        outcome: what became of every layer that was recalibrated: the last fields of its row.
-        doubts: what speaks against the data, a sentence each.
-        unseen: why the inputs of a layer were not seen.
-        note: how it was done.
+        outcome: The last fields of the row of every layer that was recalibrated.
+        doubts: Reasons to doubt that the data is suitable, a sentence each.
+        unseen: The reason why the inputs of a layer were not observed.
+        note: The estimator and the number of levels.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Estimate:
 
 @contextmanager
 def statistics_kept(model: keras.Model, on_error_only: bool = False) -> Iterator[None]:
-    """After the block, however it is left, the statistics of all BN layers are what they were, to the bit."""
+    """Restore the statistics of all BN layers exactly when the block ends, also by an exception."""
     found = [each.layer for each in batch_normalizations(model)]
     kept = [(v, np.array(ops.convert_to_numpy(v))) for layer in found for v in layer.non_trainable_variables]
     done = False

@@ -1,4 +1,4 @@
-"""What a verb did to a model: a row for every layer it considered."""
+"""The report of a function that rewrites a model, with a row for every layer it considered."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class Row:
     """One layer that was considered.
 
     Attributes:
-        layer: the path of the call, `backbone/conv1`; a later call of a shared layer ends in ` (call 2)`.
-        kind: the class of the layer.
-        action: what was done, or `left alone`.
-        reason: why, or what came of it.
-        difference: the largest absolute change measured at this layer, None where nothing was measured.
-        figures: the numbers that `reason` speaks of, by name.
+        layer: Path of the call, such as `backbone/conv1`. The path of a later call of a shared layer ends in
+            ` (call 2)`.
+        kind: Class of the layer.
+        action: The change, such as `folded`, or `left alone`.
+        reason: The reason for the action, or its result.
+        difference: Largest absolute change measured at this layer. None if nothing was measured.
+        figures: The numbers in `reason`, by name.
     """
 
     layer: str
@@ -36,14 +37,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a model; prints as a table.
+    """The changes to a model. It prints as a table.
 
     Attributes:
-        verb: `retrofit`, `convert`, `recalibrate` or `fold`.
-        rows: one `Row` per layer considered, in the order of the graph.
-        difference: the largest absolute change of any output, on the data the result was checked with; None
-            where it was not checked.
-        notes: what concerns the whole model, a sentence each.
+        function: Name of the function that made them, such as `retrofit`, `convert`, `recalibrate` or `fold`.
+        rows: One `Row` per layer considered, in the order of the graph.
+        difference: Largest absolute change of any output, on the data that the result was checked with. None
+            if it was not checked.
+        notes: Notes on the whole model, a sentence each.
 
     >>> print(Report("fold", (Row("bn", "BatchNormalization", "folded", "into conv"),), difference=0.0))
     fold: 1 folded; largest change of an output 0
@@ -51,7 +52,7 @@ class Report:
     bn     BatchNormalization  folded  into conv
     """
 
-    verb: str
+    function: str
     rows: tuple[Row, ...]
     difference: float | None = None
     notes: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class Report:
             counts[row.action] = counts.get(row.action, 0) + 1
         done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing to do"
         measured = "" if self.difference is None else f"; largest change of an output {self.difference:.3g}"
-        return f"{self.verb}: {done}{measured}"
+        return f"{self.function}: {done}{measured}"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers."""
@@ -89,7 +90,7 @@ class Report:
 
 
 class SurgeryResult(NamedTuple):
-    """What every verb returns: the new model and the report of what was done to it."""
+    """The new model and the report on its changes."""
 
     model: keras.Model
     report: Report

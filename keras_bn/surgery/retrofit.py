@@ -1,4 +1,4 @@
-"""Putting batch normalization into a trained network without changing what it computes."""
+"""Insert batch normalization into a trained network without changing its outputs."""
 
 from __future__ import annotations
 
@@ -41,59 +41,60 @@ def retrofit(
     tolerance: float | None = None,
     progress: bool = True,
 ) -> SurgeryResult:
-    """Insert a normalization after each convolution and dense layer, such that no output changes.
+    """Insert a normalization after each convolution and dense layer, without changing any output.
 
-    A normalization returns its input where gamma = sqrt(variance + epsilon) and beta = mean, with mean and
-    variance of each channel of that input over `data` (Ioffe and Szegedy, 1502.03167, section 3). As gamma
-    is the very float that this square root gives and inference computes gamma / sqrt(variance + epsilon),
-    the scale is exactly 1, the offset exactly 0: the inserted layer is the identity bit for bit. So nothing
-    behind it moves either, and one pass over the data serves all insertions. In training, the network then
-    normalizes by its batches; train on from there.
+    A normalization returns its input if gamma = sqrt(variance + epsilon) and beta = mean, with the mean and
+    variance of each channel of that input over `data` (Ioffe and Szegedy, 1502.03167, section 3). Inference
+    computes gamma / sqrt(variance + epsilon), and gamma is the same float as this square root. So the scale
+    is exactly 1, the offset is exactly 0, and the inserted layer is the identity bit for bit. The inputs of
+    later layers do not change either, and the data is read once for all insertions. In training, the
+    network then normalizes by its batches, so you can continue training from there.
 
-    An activation fused into a layer is split out, `conv1` becoming `conv1`, `conv1_bn`, `conv1_relu`.
-    TensorFlow may compute a convolution fused with its activation by another kernel than one alone, which
-    changes outputs by rounding; the report has the largest change measured.
+    An activation fused into a layer is split out: `conv1` becomes `conv1`, `conv1_bn`, `conv1_relu`.
+    TensorFlow may use one kernel for a convolution fused with its activation and another for the convolution
+    alone, which changes outputs by rounding. The report gives the largest change measured.
 
-    The answers of the network are left alone: no normalization goes after a layer from which an output is
-    reached without another layer that has weights, be it through pooling, resizing, slicing, concatenation,
-    addition or `keras.ops`. Given by its name in `layers`, such a layer is normalized too. Values that are
-    rectified and then max-pooled, the end of VGG without its top, are features and not answers.
+    Output layers are left alone. These are the layers from which an output of the model is reached without
+    passing another layer that has weights, also through pooling, resizing, slicing, concatenation, addition
+    or `keras.ops`. To normalize such a layer, give its name in `layers`. Values that are rectified and then
+    max-pooled, as at the end of VGG without its top, are features, and their layer is normalized.
 
-    A layer of one's own, or a subclassed model, is replaced by the graph of what its `call` does, where that
-    is made of layers and `keras.ops` and does the same in training; the result is then a plain graph.
+    A custom layer or subclassed model is replaced by the graph of its `call`, if that is made of layers and
+    `keras.ops` and does the same in training. The result is then a plain graph.
 
-    Note: `data` must be prepared as in training (scaled, mean subtracted), else the statistics are those of
-    some other network, and training in batches starts somewhere else than inference.
+    Note: `data` must be preprocessed as in training (scaled, mean subtracted). Otherwise the statistics do
+    not fit the network, and training does not start from the outputs at inference.
 
     Args:
-        model: any built model, also with layers that are called several times (each call gets its own
-            normalization). It is not changed.
-        data: what `Model.predict` takes. A few hundred examples give usable statistics.
-        layers: which layers, of those that can be normalized: a class, a name pattern (`"block5_*"`), a
-            predicate that takes the layer, or a list of these. None for all but the output layers.
+        model: Any built model. It is not changed. If a layer is called several times, each call gets its own
+            normalization.
+        data: Data in any form that `Model.predict` accepts. A few hundred examples give usable statistics.
+        layers: The layers to normalize: a class, a name pattern (`"block5_*"`), a predicate that takes the
+            layer, or a list of these. If None, all but the output layers are normalized.
         position: "before_activation", as in the paper, or "after_activation".
-        layer: the class to insert, `keras_bn.BatchNormalization` or one like it.
-        layer_arguments: what to construct it with, such as `{"momentum": 0.9}`.
-        drop_bias: build the layers without their biases, which the normalization makes redundant, and
-            absorb them into beta. Exact but for the rounding of one subtraction.
-        remove_dropout: remove Dropout and SpatialDropout layers, as section 4.2.1 of the paper advises.
-        l2_factor: multiply the L2 weight regularization by this; the paper's section 4.2.1 divides by 5.
-        batch_size: examples per batch of arrays (32).
-        steps: how many batches to read; needed for data without an end.
-        check_data: one batch of inputs to check the result with; None for the first batch of `data`.
-        tolerance: the largest change of an output allowed, as a fraction of the largest value of that output;
-            None for 1e-5, or 1e-2 where the output has 16 bits.
-        progress: whether to show a progress bar on stderr.
+        layer: The class to insert, `keras_bn.BatchNormalization` or one with the same interface.
+        layer_arguments: Arguments of the inserted layers, such as `{"momentum": 0.9}`.
+        drop_bias: If True, build the layers without their biases, which the normalization makes redundant,
+            and absorb them into beta. This is exact up to the rounding of one subtraction.
+        remove_dropout: If True, remove Dropout and SpatialDropout layers, as section 4.2.1 of the paper
+            advises.
+        l2_factor: Factor for the L2 weight regularization. Section 4.2.1 of the paper divides it by 5.
+        batch_size: Number of examples per batch of arrays. If None, 32.
+        steps: Number of batches to read. It is required for data that never ends.
+        check_data: One batch of inputs to check the result with. If None, the first batch of `data` is used.
+        tolerance: Largest allowed change of an output, as a fraction of the largest value of that output. If
+            None, 1e-5, or 1e-2 for an output of 16 bits.
+        progress: If True, show a progress bar on stderr.
 
     Returns:
-        The new model, with the `trainable` flags (an inserted layer has that of the layer before it) and the
-        compile configuration of the old one, and the report.
+        The new model and the report. The model has the compile configuration and the `trainable` flags of the
+        old one, and an inserted layer has the flag of the layer before it.
 
     Raises:
-        KerasBNError: the model is not built, has NaN or infinity in its weights or nothing to retrofit, or
-            is subclassed with a `call` that is no graph; `layers` matches nothing; the data is empty, of the
-            wrong shape or not finite; arguments contradict each other; an output changes by more than the
-            tolerance.
+        KerasBNError: If the model is not built, has NaN or infinity in its weights, has nothing to retrofit,
+            or is subclassed with a `call` that cannot be traced as a graph; if `layers` matches nothing; if
+            the data is empty, of the wrong shape or not finite; if arguments contradict each other; or if an
+            output changes by more than the tolerance.
 
     >>> model = keras.Sequential(
     ...     [
@@ -144,7 +145,7 @@ def retrofit(
 
 
 def _inlined(model: keras.Model) -> Inlined:
-    """The model with its convolutions and dense layers in sight, as far as inlining changes no output."""
+    """The model with custom layers inlined, if inlining changes no output."""
     inlined = Inlined(model, lambda layer: isinstance(layer, KINDS), trainable=True)
     if inlined.opened and change_on_noise(model, inlined.model):
         return Inlined(model, lambda layer: isinstance(layer, KINDS), trainable=True, keep=inlined.opened)
@@ -173,10 +174,10 @@ def _check_arguments(position: str, drop_bias: bool, layer_arguments: dict[str, 
     if drop_bias and position == "after_activation":
         raise KerasBNError(
             'drop_bias=True with position="after_activation": an activation stands between bias and '
-            "normalization, so the bias is not redundant; drop one of the two arguments."
+            "normalization, so the bias is not redundant; leave out one of the two arguments."
         )
     for name in ("axis", "name", "dtype"):
         if name in (layer_arguments or {}):
             raise KerasBNError(
-                f"layer_arguments has {name!r}, which follows from the layer normalized; leave it out."
+                f"layer_arguments has {name!r}, which is taken from the normalized layer; leave it out."
             )

@@ -1,4 +1,4 @@
-"""Choosing the layers of a model that a function is to work on."""
+"""Select the layers of a model that a function works on."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Matcher = Callable[[Found], bool]
 
 
 def matcher(layers: Any) -> Matcher:
-    """A predicate on layers that were found, from what a user writes for `layers`.
+    """The predicate on layers that an argument `layers` stands for.
 
     Args:
-        layers: None (everything), a class, a pattern of names or paths (`"block1_*"`, `"backbone/*"`), a
-            predicate that takes the layer, or several of these, any of which is enough.
+        layers: None (all layers), a class, a pattern of names or paths (`"block1_*"`, `"backbone/*"`), a
+            predicate that takes the layer, or several of these, of which one must match.
     """
     if layers is None:
         return lambda found: True
@@ -48,10 +48,10 @@ def matcher(layers: Any) -> Matcher:
 
 
 def select(found: Iterable[Found], layers: Any) -> set[str]:
-    """The paths of the layers that `layers` chooses.
+    """The paths of the layers that `layers` selects.
 
     Raises:
-        KerasBNError: if it chooses none.
+        KerasBNError: If it selects none.
     """
     found = list(found)
     matches = matcher(layers)
@@ -59,5 +59,5 @@ def select(found: Iterable[Found], layers: Any) -> set[str]:
     if not chosen:
         names = [each.path for each in found]
         listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise KerasBNError(f"layers={layers!r} matches none of the layers there are: {listed or 'none'}.")
+        raise KerasBNError(f"layers={layers!r} matches none of the layers: {listed or 'none'}.")
     return chosen

@@ -75,7 +75,7 @@ def test_retrofit_then_every_verb(folder):
         output = folder / f"{verb}.keras"
         done = keras_bn(verb, retrofitted, *arguments, "-o", output, "--json")
         assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout)["verb"] == verb
+        assert json.loads(done.stdout)["function"] == verb
         assert output.exists()
 
     for verb, source, arguments in (
@@ -85,7 +85,7 @@ def test_retrofit_then_every_verb(folder):
     ):
         done = keras_bn(verb, source, *arguments, "-o", folder / f"{verb}.keras", "--json")
         assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout)["verb"] == verb
+        assert json.loads(done.stdout)["function"] == verb
 
     images = np.load(folder / "images.npy")
     expected = keras.models.load_model(folder / "plain.keras").predict(images, verbose=0)
@@ -203,7 +203,7 @@ def test_a_dry_run_of_every_verb_prints_json_and_writes_nothing(folder, tmp_path
     for verb, arguments in {"convert": (), "recalibrate": data, "fold": ()}.items():
         done = keras_bn(verb, tmp_path / "model.keras", *arguments, "--dry-run", "--json")
         assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout)["verb"] == verb
+        assert json.loads(done.stdout)["function"] == verb
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

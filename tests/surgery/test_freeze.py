@@ -433,7 +433,9 @@ def test_batch_normalization_inside_of_custom_layers_is_frozen_in_place(kind, sn
     assert snapshot(donor) == before
     assert outcome(result)["bn"] == ("joined", "with d")
     action, reason = outcome(result)["block/inner_bn"]
-    assert action == "frozen" and "it is inside block, which makes it anew when the model is loaded" in reason
+    assert (
+        action == "frozen" and "it is inside block, which creates it again when the model is loaded" in reason
+    )
     x = normal(8, 5)
     close(outputs(result.model, x), outputs(donor, x), 2e-6)
     statistics = result.model.get_layer("block").steps[1].get_weights()[2:]

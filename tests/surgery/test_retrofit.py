@@ -575,7 +575,7 @@ def test_the_report_prints_and_renders_to_json(images):
     assert head == "retrofit: 3 retrofitted, 1 left alone; largest change of an output 0"
     assert columns.split() == ["layer", "kind", "action", "reason", "difference"]
     assert first.split()[:3] == ["conv1", "Conv2D", "retrofitted"]
-    assert '"verb": "retrofit"' in report.to_json()
+    assert '"function": "retrofit"' in report.to_json()
 
 
 def photographs(size, count):

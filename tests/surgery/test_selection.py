@@ -46,7 +46,7 @@ def test_what_is_chosen(layers, paths):
 
 @pytest.mark.parametrize("layers", ["BN1", lambda layer: False, [], L.Dense])
 def test_nothing_chosen_lists_what_there_is(layers):
-    with pytest.raises(KerasBNError, match="matches none of the layers there are: bn1, block/bn1"):
+    with pytest.raises(KerasBNError, match="matches none of the layers: bn1, block/bn1"):
         select(FOUND, layers)
 
 
