@@ -19,6 +19,7 @@ TITLES = {
     "layer": "The layer: training, inference, whole steps, memory",
     "retrofit": "Retrofit: calibration, memory, and training on",
     "freeze": "Fine-tuning with frozen statistics: a training step",
+    "shards": "Population statistics in shards",
     "export": "Exported networks at batch size 1",
     "serving": "The local server",
 }
