@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from keras_bn_cli.command_error import CommandError
+from keras_bn_cli.elapsed import elapsed
 from keras_bn_cli.options import import_option, model_argument
 from keras_bn_cli.quiet import imported
 
@@ -82,19 +83,20 @@ def export(
 
     import_modules(modules)
     model = load_model(model_file)
-    folder = keras_bn.export(
-        model,
-        base_path,
-        version=version,
-        fold=fold,
-        precision=precision,
-        tolerance=tolerance,
-        examples=None if examples is None else read_arrays(examples),
-        batch_sizes=batch_sizes,
-        image_bytes=image_bytes,
-        fused=fused,
-        reference=None if reference is None else read_arrays(reference),
-    )
+    with elapsed(f"exporting {model_file.name}"):
+        folder = keras_bn.export(
+            model,
+            base_path,
+            version=version,
+            fold=fold,
+            precision=precision,
+            tolerance=tolerance,
+            examples=None if examples is None else read_arrays(examples),
+            batch_sizes=batch_sizes,
+            image_bytes=image_bytes,
+            fused=fused,
+            reference=None if reference is None else read_arrays(reference),
+        )
     click.echo(json.dumps({"path": str(folder), "version": int(folder.name)}) if as_json else folder)
 
 
