@@ -18,6 +18,12 @@ from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 
 
+class _Failed(click.ClickException):
+    """One line for what went wrong, with the exit code of every command that could not run."""
+
+    exit_code = 2
+
+
 @click.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("data", metavar="[INPUT]", required=False)
 @click.option(
@@ -28,7 +34,7 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
     show_envvar=True,
     help="Server: http://HOST:8501 (REST) or grpc://HOST:8500; https://, grpcs://, unix:/PATH.",
 )
-@click.option("--model", default="default", show_default=True, help="Name of the model on the server.")
+@click.option("--model", required=True, help="Name of the model on the server.")
 @click.option("--signature", help="Signature to call.  [default: serving_default]")
 @click.option("--version", type=int, help="Version of the model.  [default: the newest]")
 @click.option("--label", help="Label of a version, instead of its number.")
@@ -85,12 +91,11 @@ def query(
     Examples:
       keras-bn query --model digits '[[0.0, 0.5, 1.0]]'
       keras-bn query --model digits --url grpc://localhost:8500 batch.npy
-      keras-bn query --model vgg --signature image_bytes cat.jpg
+      keras-bn query --model vgg --signature serving_image cat.jpg
       keras-bn query --model digits --metadata            what the model takes and gives
       keras-bn query --model digits --status --wait 60    block until it is up
 
-    The exit code is 0 for an answer, 1 for an error of the server or the connection, 2 for a wrong
-    command line.
+    The exit code is 0 for an answer and 2 otherwise.
     """
     if ask is None and data is None:
         raise click.UsageError("INPUT is missing; --help shows what it can be.")
@@ -100,7 +105,7 @@ def query(
                 client.wait_until_ready(wait, version=request["version"])
             answer = _inform(client, ask, request) if ask else _infer(client, str(data), request)
     except ServingError as error:
-        raise click.ClickException(f"{error.code}: {error}") from error
+        raise _Failed(f"{error.code}: {error}") from error
     if request["save"] and not ask:
         _save(request["save"], answer)
     else:
@@ -163,7 +168,7 @@ def _read_image(path: pathlib.Path, signature: Signature, scale: float) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise click.ClickException(f"to decode {path} for a model of numbers, pip install pillow") from error
+        raise _Failed(f"to decode {path} for a model of numbers, pip install pillow") from error
     channels = spec.shape[-1] if spec.shape else None
     try:
         with Image.open(path) as image:
@@ -183,7 +188,7 @@ def _save(path: pathlib.Path, answer: Any) -> None:
             else:
                 np.save(file, answer)
     except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+        raise _Failed(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _to_json(answer: Any) -> str:

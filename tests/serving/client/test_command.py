@@ -83,22 +83,22 @@ def test_status_metadata_and_waiting(run):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["[[1, 2]]"], 1, "INVALID_ARGUMENT: input 'x' should be float32 (None, 3)"),
-        (["[[1, 2, 3]]", "--model", "none"], 1, "NOT_FOUND: Servable not found for request: Latest(none)"),
-        (["[[1, 2, 3]]", "--signature", "none"], 1, "it offers"),
-        (["[[1, 2, 3]]", "--timeout", "-1"], 1, "timeout should be a positive number"),
+        (["[[1, 2]]"], 2, "INVALID_ARGUMENT: input 'x' should be float32 (None, 3)"),
+        (["[[1, 2, 3]]", "--model", "none"], 2, "NOT_FOUND: Servable not found for request: Latest(none)"),
+        (["[[1, 2, 3]]", "--signature", "none"], 2, "it offers"),
+        (["[[1, 2, 3]]", "--timeout", "-1"], 2, "timeout should be a positive number"),
         (["cat"], 2, "not JSON, nor the name of a .json, .npy, .npz or image file"),
         (["none.json"], 2, "none.json cannot be read: No such file"),
         (["none.npy"], 2, "none.npy cannot be read"),
         (["none.png"], 2, "none.png cannot be read: no such file"),
         (["--label", "stable"], 2, "INPUT is missing"),
-        (["[[1, 2, 3]]", "--save", "/nowhere/y.npy"], 1, "/nowhere/y.npy cannot be written: No such file"),
+        (["[[1, 2, 3]]", "--save", "/nowhere/y.npy"], 2, "/nowhere/y.npy cannot be written: No such file"),
         (
             ["--status", "--wait", "0.3", "--version", "9"],
-            1,
+            2,
             "DEADLINE_EXCEEDED: model affine is not available",
         ),
-        (["[[1, 2, 3]]", "--label", "stable", "--version", "1"], 1, "not both"),
+        (["[[1, 2, 3]]", "--label", "stable", "--version", "1"], 2, "not both"),
         (["1", "--version", "one"], 2, "'one' is not a valid integer"),
     ],
 )
@@ -117,9 +117,15 @@ def test_files_that_are_broken(run, tmp_path):
         assert "Error" in result.output
 
 
+def test_the_model_must_be_named():
+    result = CliRunner().invoke(query, ["[1]"])
+    assert result.exit_code == 2
+    assert "Missing option '--model'" in result.output
+
+
 def test_no_server(free_port):
-    result = CliRunner().invoke(query, ["--url", f"http://localhost:{free_port}", "[1]"])
-    assert result.exit_code == 1
+    result = CliRunner().invoke(query, ["--url", f"http://localhost:{free_port}", "--model", "m", "[1]"])
+    assert result.exit_code == 2
     assert "UNAVAILABLE: no answer from http://localhost" in result.output
 
 
