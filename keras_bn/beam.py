@@ -1,4 +1,4 @@
-"""Population statistics on Apache Beam, which runs on one machine, Dataflow, Flink and Spark alike."""
+"""Population statistics on Apache Beam, which runs on one machine, Dataflow, Flink or Spark."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EstimateStatistics(apache_beam.CombineFn):
         A `PopulationStatistics` of one shard, which `keras_bn.recalibrate(model, statistics=...)` applies.
 
     Raises:
-        KerasBNError: As `keras_bn.recalibrate`, when the pipeline runs; also if there is no batch at all.
+        KerasBNError: As for `keras_bn.recalibrate`, when the pipeline runs; also if there is no batch.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EstimateStatistics(apache_beam.CombineFn):
     def merge_accumulators(
         self, totals: Iterable[PopulationStatistics | None]
     ) -> PopulationStatistics | None:
-        """The statistics of all that was combined so far."""
+        """The statistics of all batches so far."""
         return self._combined(totals)
 
     def extract_output(self, total: PopulationStatistics | None) -> PopulationStatistics:

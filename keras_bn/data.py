@@ -1,4 +1,4 @@
-"""Batches of a model's inputs from whatever `Model.predict` takes."""
+"""Batches of a model's inputs from any form of data that `Model.predict` accepts."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ def batches(
     of a KerasHub task is applied, as its `predict` does.
 
     Args:
-        model: its input shapes are what the batches are checked against.
-        data: an array, a list, tuple or dict of arrays as the model takes them, also of pandas; a
-            `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, or any iterable of batches.
-            Of batches that are `(x, y)` or `(x, y, weights)`, x is used, as in `Model.predict`. Batches
-            without examples are passed over.
-        batch_size: examples per batch of arrays (32); everything else comes in batches already.
-        steps: stop after so many batches; needed when the data does not end.
+        model: Model whose input shapes the batches are checked against.
+        data: An array, or a list, tuple or dict of arrays in the structure of the model's inputs, also of
+            pandas; a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, or any iterable
+            of batches. If a batch is `(x, y)` or `(x, y, weights)`, x is used, as in `Model.predict`. Batches
+            without examples are skipped.
+        batch_size: Number of examples per batch of arrays. If None, 32. It must be None for data that comes
+            in batches.
+        steps: Number of batches after which to stop. It is required for data that never ends.
 
     Returns:
-        An iterable, `total` batches long (None: not known). `reiterable` is False for a generator or an
-        iterator, which can be walked once only.
+        An iterable of `total` batches. `total` is None if the number is not known. `reiterable` is False for
+        a generator or an iterator, which can be read only once.
 
     Raises:
-        KerasBNError: at once if the arguments contradict each other; while iterating if a batch does not fit
-            the model or is not finite, if there is none at all, or fewer than `steps`.
+        KerasBNError: Immediately, if the arguments contradict each other. While iterating, if a batch does
+            not fit the model or is not finite, if there is no batch, or if there are fewer than `steps`.
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> [x.shape for x in batches(model, np.zeros((5, 2)), batch_size=2)]
@@ -59,18 +60,18 @@ def batches(
         )
     if batch_size is not None:
         raise KerasBNError(
-            f"batch_size={batch_size} was given with a {type(data).__name__}, which comes in batches; "
-            "leave batch_size out."
+            f"batch_size={batch_size} was given with a {type(data).__name__}, which comes in batches "
+            "already; leave batch_size out."
         )
     result = Batches(model, data, steps)
     if result.total is None and _is_endless(data):
-        raise KerasBNError("The data repeats without end; say how many batches to read with steps=.")
+        raise KerasBNError("The data repeats without end; give the number of batches to read with steps=.")
     return result
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What `batches` returns."""
+    """The iterable that `batches` returns."""
 
     model: keras.Model
     data: Any
@@ -78,12 +79,12 @@ class Batches:
 
     @property
     def reiterable(self) -> bool:
-        """Whether it can be walked more than once."""
+        """Whether it can be read more than once."""
         return isinstance(self.data, keras.utils.PyDataset) or iter(self.data) is not self.data
 
     @property
     def total(self) -> int | None:
-        """The number of batches, None where only walking tells."""
+        """The number of batches. None if it is known only after reading them."""
         known = _known_length(self.data)
         if self.steps is None or known is None:
             return self.steps or known
@@ -100,7 +101,7 @@ class Batches:
             yield _as_the_model_takes_them(self.model, _preprocessed(self.model, inputs), index)
             done += 1
         if not done:
-            raise KerasBNError("There is no data: it yields no batch with an example in it.")
+            raise KerasBNError("There is no data: no batch has an example in it.")
         if self.steps is not None and done < self.steps:
             raise KerasBNError(
                 f"The data ended after {done} of steps={self.steps} batches; lower steps or pass more data."
@@ -130,7 +131,7 @@ class _Slices:
             )
 
     def _leaves(self) -> list[Any]:
-        """The arrays, without the optional inputs that are not there."""
+        """The arrays, without missing optional inputs."""
         return [leaf for leaf in keras.tree.flatten(self.arrays) if leaf is not None]
 
 
@@ -139,15 +140,15 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_leaves(data: Any) -> None:
-    """Refuse numbers and words where arrays are wanted: they would be taken for batches."""
+    """Refuse numbers and strings in place of arrays: they would be taken for batches."""
     leaves = keras.tree.flatten(data)
     if leaves and all(hasattr(leaf, "__array__") and not np.ndim(leaf) for leaf in leaves):
         raise KerasBNError("data has 0-d arrays only; pass arrays whose first axis is the examples.")
     plain = bool(leaves) and all(isinstance(leaf, (numbers.Number, str, bytes)) for leaf in leaves)
     if plain and isinstance(data, (list, tuple, dict)):
         raise KerasBNError(
-            f"data is a {type(data).__name__} of Python's {type(leaves[0]).__name__}; make it an array "
-            "first, with numpy.array(data), or an array for each input."
+            f"data is a {type(data).__name__} of Python {type(leaves[0]).__name__} values; convert it to an "
+            "array first, with numpy.array(data), or to an array for each input."
         )
 
 
@@ -164,7 +165,7 @@ def _unlabelled(leaf: Any) -> Any:
 def _walk(data: Any) -> Iterable[Any]:
     if not isinstance(data, keras.utils.PyDataset):
         return data
-    # A PyDataset may define no length (num_batches None): then `steps` stops the walk.
+    # A PyDataset may define no length (num_batches None): then `steps` ends the iteration.
     total = _known_length(data)
     return (data[i] for i in (range(total) if total is not None else iter(int, 1)))
 
@@ -240,14 +241,14 @@ def _check(name: str, tensor: Any, leaf: Any, index: int, fixed: bool = False) -
         return
     if not hasattr(leaf, "shape"):
         raise KerasBNError(
-            f"Batch {index} of the data has a {type(leaf).__name__} for {name!r}; make it an array."
+            f"Batch {index} of the data has a {type(leaf).__name__} for {name!r}; convert it to an array."
         )
     if tensor is not None:
         expected = tuple(tensor.shape) if fixed else (None, *tensor.shape[1:])
         if not _fits(tuple(leaf.shape), expected):
             raise KerasBNError(
                 f"Batch {index} of the data has shape {tuple(leaf.shape)} for {name!r}, which takes "
-                f"{expected}; mind the batch dimension."
+                f"{expected}; check the batch dimension."
             )
     if not hasattr(leaf, "__array__"):  # sparse or ragged
         return
@@ -273,7 +274,8 @@ def _keys(structure: Any) -> dict[str, Any]:
 def _batch_size_is_fixed(model: keras.Model) -> bool:
     """Whether layers keep a state for each example, so that all batches must be of the size it was made for.
 
-    Of other models a batch size may be known as well, of a Sequential from its first call, but bind nobody.
+    Other models may have a known batch size as well, such as a Sequential from its first call, but it does
+    not bind them.
     """
     return any(getattr(layer, "stateful", False) for layer in flatten_layers(model))
 

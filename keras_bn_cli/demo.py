@@ -116,7 +116,7 @@ def run(output: Path) -> None:
         accuracy = _accuracy(model, digits)
         record(f"test accuracy, {name} and fine-tuned", f"{accuracy:.2%}", "over 97%", accuracy > 0.97)
 
-    _headline(4, "export as a versioned SavedModel, BN folded, proven to run on its population statistics")
+    _headline(4, "export as a versioned SavedModel, BN folded, checked to run in inference mode")
     version_folder = keras_bn.export(retrofitted, output / MODEL_NAME, warmup=digits.test_images[:1])
     click.echo(f"    {version_folder}")
 

@@ -19,14 +19,14 @@ from keras_bn_cli.quiet import imported
     "--model",
     "model_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The .keras file that was exported: also compare the inputs of its BN layers.",
+    help="The .keras file that was exported, to compare the inputs of its BN layers as well.",
 )
 @click.option(
     "--alpha",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
-    help="The rate of false alarms.",
+    help="Rate of false alarms.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -40,9 +40,10 @@ def drift(
     as_json: bool,
     modules: tuple[str, ...],
 ) -> None:
-    """Compare a sample of requests with the data that an exported model knows.
+    """Compare a sample of requests with the reference data of an exported model.
 
-    BASE_PATH was exported with --reference. DATA is a .npy or .npz file, or a log of TF Serving's requests.
+    BASE_PATH is a model that was exported with --reference. DATA is a .npy or .npz file, or a request log of
+    TF Serving.
     Exits with 1 if the data has drifted.
 
     \b

@@ -24,22 +24,22 @@ from keras_bn_cli.quiet import imported
     type=click.Choice(("float32", "bfloat16")),
     default="float32",
     show_default=True,
-    help="The arithmetic of convolutions and matrix products.",
+    help="Precision of convolutions and matrix products.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
-    help="The largest change of the outputs, relative to their scale, beyond which nothing is written.",
+    help="Largest allowed change of the outputs, relative to their scale. Above it, nothing is written.",
 )
 @click.option(
     "--examples",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .npy or .npz file of inputs for the check, instead of made-up ones.",
+    help="A .npy or .npz file of inputs for the check, instead of random ones.",
 )
 @click.option(
     "--batching-parameters-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The server's batching configuration: a warm-up request for each of its allowed batch sizes.",
+    help="Batching configuration of the server. Adds a warm-up request for each allowed batch size.",
 )
 @click.option(
     "--image-bytes",
@@ -49,9 +49,11 @@ from keras_bn_cli.quiet import imported
 @click.option(
     "--reference",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .npy or .npz file of training data, with which `keras-bn drift` compares requests.",
+    help="A .npy or .npz file of training data, for `keras-bn drift` to compare requests with.",
 )
-@click.option("--fused", is_flag=True, help="Fuse the graph now; only TensorFlow can read the result.")
+@click.option(
+    "--fused", is_flag=True, help="Fuse operations of the graph now. Only TensorFlow can read the result."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the version folder as JSON.")
 @import_option
 def export(
@@ -71,7 +73,8 @@ def export(
 ) -> None:
     """Write a SavedModel that TF Serving serves, checked to be in inference mode.
 
-    It appears as BASE_PATH/VERSION in one step, so a server that watches the folder never sees half of it.
+    The version appears as BASE_PATH/VERSION in one step, so a server that watches the folder never loads half
+    of it.
 
     \b
       keras-bn export model.keras models/vgg

@@ -1,4 +1,4 @@
-"""What the command line reads: models, and example data from arrays or folders of images."""
+"""Read models, and example data from arrays or folders of images."""
 
 from __future__ import annotations
 

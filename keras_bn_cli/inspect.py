@@ -18,7 +18,7 @@ from keras_bn_cli.quiet import imported
 @optional_data_options
 @click.option("--saved-model", is_flag=True, help="MODEL is the version folder of an exported SavedModel.")
 @click.option(
-    "--html", metavar="FILE", help="Also write the report as one HTML page; - prints the page instead."
+    "--html", metavar="FILE", help="Also write the report as one HTML page. With -, print the page instead."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @import_option
@@ -34,8 +34,8 @@ def inspect(
 ) -> None:
     """Show a model's BN layers and whether they are healthy.
 
-    For an exported SavedModel, check that it runs in inference mode; the data, if given, is a .npy or .npz
-    file of two or more examples. Exits with 1 if something is wrong and with 2 if the model could not be
+    For an exported SavedModel, check that it runs in inference mode. The data, if given, is then a .npy or
+    .npz file of two or more examples. Exits with 1 if something is wrong and with 2 if the model could not be
     inspected.
 
     \b

@@ -30,7 +30,7 @@ import_option = click.option(
     "modules",
     metavar="MODULE",
     multiple=True,
-    help="Import this module first: it registers the model's custom layers. May be repeated.",
+    help="Module to import first, which registers the model's custom layers. May be repeated.",
 )
 output_options = options(
     click.option("-o", "--output", type=click.Path(path_type=Path), help="The .keras file to write."),
@@ -44,7 +44,7 @@ _data_options = options(
         type=click.Choice(PREPROCESSINGS),
         default="none",
         show_default=True,
-        help="How a folder's images are scaled: not, to [0, 1], or as keras.applications does.",
+        help="Scaling of the images in a folder: none, to [0, 1], or as in keras.applications.",
     ),
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
 )

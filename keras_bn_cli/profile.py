@@ -11,19 +11,22 @@ from keras_bn_cli.quiet import imported
 
 @click.command()
 @click.argument("base_path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True, help="Time it may take.")
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=120, show_default=True, help="Time limit, in seconds."
+)
 @click.option("--in-process", is_flag=True, help="Do not use the tensorflow_model_server on PATH.")
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Also write a picture.")
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart to this SVG file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def profile(base_path: Path, seconds: float, in_process: bool, svg: Path | None, as_json: bool) -> None:
     """Measure an exported model on this machine and plan its server.
 
     Runs the newest version (in float32 and, if exported, bfloat16) with several numbers of threads, batch
-    sizes
-    and clients; prints a table, the flags and batching fields for tensorflow_model_server and the resources
-    of
-    its container, for the lowest latency and for the highest throughput. The server is the
-    tensorflow_model_server on PATH, if there is one, else a session in this process.
+    sizes and clients. Prints a table, and the settings with the lowest latency and with the highest
+    throughput: flags and batching fields for tensorflow_model_server, and resources of its container. The
+    model runs in the tensorflow_model_server on PATH if there is one, and otherwise in a session of this
+    process.
 
     \b
       keras-bn profile models/vgg --svg plan.svg

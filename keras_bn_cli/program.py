@@ -23,7 +23,7 @@ from keras_bn_cli.surgery import convert, fold, freeze, retrofit, unfreeze
 
 
 class Program(click.Group):
-    """Commands in the order of the work, and a user's mistake as one line instead of a traceback."""
+    """The commands in the order in which they are used. A user's mistake is reported in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands, in the order in which they were added."""
@@ -65,7 +65,7 @@ def _explained(error: Exception) -> click.ClickException | None:
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="keras-bn", prog_name="keras-bn")
 def program() -> None:
-    """Batch normalization for Keras: insert it, repair it, fold it, export and serve.
+    """Batch normalization for Keras: insert, repair, fold, export and serve.
 
     \b
     From a trained model to production:

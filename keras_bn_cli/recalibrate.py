@@ -41,7 +41,7 @@ class _Shard(click.ParamType):  # type: ignore[type-arg]  # older releases of cl
     type=click.Choice(("sequential", "batch")),
     default="sequential",
     show_default=True,
-    help="Whether earlier layers normalize by population statistics or by each batch's own.",
+    help="Normalize in earlier layers by population statistics or by the moments of each batch.",
 )
 @click.option(
     "--prior",
@@ -51,14 +51,16 @@ class _Shard(click.ParamType):  # type: ignore[type-arg]  # older releases of cl
     metavar="N",
     help="Mix in the model's statistics, counted as N values per channel.",
 )
-@click.option("--shard", type=_Shard(), help="Use the I-th of N shards of the data, counted from 0.")
+@click.option("--shard", type=_Shard(), help="Use only the I-th of N shards of the data, counted from 0.")
 @click.option(
-    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the statistics of the shard here."
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write the statistics of the shard to.",
 )
 @click.option(
     "--statistics",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Merged statistics: apply them, or with --data estimate the next level.",
+    help="Merged statistics. They are applied, or with --data the next level is estimated.",
 )
 @import_option
 @output_options
@@ -77,8 +79,8 @@ def recalibrate(
 ) -> None:
     """Re-estimate the population statistics from data, with the weights frozen.
 
-    Use it after training with small batches, after averaging weights, or for data of another domain. Data
-    that is too much for one job is cut into shards, whose statistics are merged.
+    Use it after training with small batches, after averaging weights, or for data of another domain. Cut data
+    that is too large for one job into shards, and merge their statistics.
 
     \b
       keras-bn recalibrate model.keras --data train.npy -o recalibrated.keras

@@ -1,4 +1,4 @@
-"""`keras-bn serve`: one folder, or what tensorflow_model_server's flags say."""
+"""`keras-bn serve`: one folder, or the models that tensorflow_model_server's flags select."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def _shown(default: object) -> str:
 def serve(folder: str | None, flags: tuple[str, ...]) -> None:
     """Serve SavedModels on this machine over gRPC and REST, as TF Serving does.
 
-    FOLDER holds the versions of one model, as `keras-bn export` writes them: it is served under its own name,
-    with gRPC on port 8500 and REST on port 8501. Without FOLDER, the flags say what to serve. Ctrl-C stops
-    the server.
+    FOLDER holds the versions of one model, as `keras-bn export` writes them. The model is named after the
+    folder, gRPC listens on port 8500 and REST on port 8501. Without FOLDER, the flags select the models.
+    Ctrl-C stops the server.
 
     \b
       keras-bn serve models/vgg
@@ -78,7 +78,7 @@ def _flags_module() -> ModuleType:
 
 
 def _flags_for_folder(folder: Path, flags: list[str]) -> list[str]:
-    """The flags that serve one folder, refusing at once what TF Serving would wait for."""
+    """The flags that serve one folder. A folder without a version is refused, while TF Serving would wait."""
     if not folder.is_dir():
         raise click.UsageError(f"The folder {folder} does not exist.")
     if (folder / "saved_model.pb").exists():
@@ -98,7 +98,7 @@ def _flags_for_folder(folder: Path, flags: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    """Refuse what the server would only warn about, and ports that are taken."""
+    """Refuse flags that the server would only warn about, and ports that are in use."""
     server_flags = _flags_module()
     try:
         flags, unsupported, unknown = server_flags.parse(arguments)

@@ -57,7 +57,7 @@ _TARGETS = ("BatchNormalization", "BatchRenormalization", "keras", "frozen", "gr
     type=click.Choice(_TARGETS),
     default="BatchNormalization",
     show_default=True,
-    help="What BN becomes: a layer of keras_bn; Keras's own; with frozen statistics; group normalization.",
+    help="The new layer: keras_bn's BN, Keras's BN, BN with frozen statistics, or group normalization.",
 )
 @optional_data_options
 @import_option
@@ -65,9 +65,10 @@ _TARGETS = ("BatchNormalization", "BatchRenormalization", "keras", "frozen", "gr
 def convert(
     model_file: Path, to: str, data: Path | None, preprocessing: str, batch_size: int, **options: Any
 ) -> None:
-    """Exchange the normalization: by default every Keras BN layer for keras_bn's.
+    """Replace the normalization layers, by default every Keras BN layer by keras_bn's.
 
-    The outputs stay, except with --to group, where the data gives the moments that each channel keeps.
+    The outputs are preserved, except with --to group. There, each channel keeps its mean and deviation over
+    the data.
 
     \b
       keras-bn convert resnet.keras -o resnet_bn.keras
@@ -94,9 +95,19 @@ def convert(
     default="before_activation",
     show_default=True,
 )
-@click.option("--drop-bias", is_flag=True, help="Absorb each layer's bias, redundant before BN, into beta.")
-@click.option("--remove-dropout", is_flag=True, help="Remove Dropout, which BN makes less needed.")
-@click.option("--l2-factor", type=float, default=1.0, show_default=True, help="Multiply L2 weights by this.")
+@click.option(
+    "--drop-bias", is_flag=True, help="Absorb the bias of each layer, which BN makes redundant, into beta."
+)
+@click.option(
+    "--remove-dropout", is_flag=True, help="Remove Dropout layers, since BN makes them less necessary."
+)
+@click.option(
+    "--l2-factor",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor for the L2 regularization of weights.",
+)
 @import_option
 @output_options
 def retrofit(
@@ -111,10 +122,10 @@ def retrofit(
     l2_factor: float,
     **options: Any,
 ) -> None:
-    """Put BN into a trained network without changing its outputs.
+    """Insert BN into a trained network without changing its outputs.
 
-    One BN goes between every convolution or dense layer (but the output layer) and its activation; the data
-    gives the statistics. Then train on.
+    A BN layer is inserted between every convolution or dense layer, except output layers, and its activation.
+    The statistics come from the data. Then continue training.
 
     \b
       keras-bn retrofit vgg16.keras --data images/ --preprocessing caffe -o vgg16_bn.keras
@@ -143,7 +154,7 @@ def retrofit(
 @import_option
 @output_options
 def fold(model_file: Path, **options: Any) -> None:
-    """Absorb BN into the convolutions and dense layers around it, for inference.
+    """Fold BN into the convolutions and dense layers around it, for inference.
 
     \b
       keras-bn fold model.keras -o model_folded.keras
@@ -157,10 +168,10 @@ def fold(model_file: Path, **options: Any) -> None:
 @import_option
 @output_options
 def freeze(model_file: Path, layers: tuple[str, ...], **options: Any) -> None:
-    """Freeze the population statistics for fine-tuning, at the cost of a network without BN.
+    """Freeze the population statistics, so that fine-tuning costs no more than without BN.
 
-    A BN layer is computed together with the convolution or dense layer before it. Train the result, then put
-    the original layers back with `keras-bn unfreeze`.
+    A BN layer is computed together with the convolution or dense layer before it. Train the result, then
+    restore the original layers with `keras-bn unfreeze`.
 
     \b
       keras-bn freeze resnet.keras -o resnet_frozen.keras
@@ -175,7 +186,7 @@ def freeze(model_file: Path, layers: tuple[str, ...], **options: Any) -> None:
 @import_option
 @output_options
 def unfreeze(model_file: Path, **options: Any) -> None:
-    """Undo `keras-bn freeze`: the original layers, with the weights trained meanwhile.
+    """Undo `keras-bn freeze`: restore the original layers with the trained weights.
 
     \b
       keras-bn unfreeze resnet_frozen.keras -o resnet.keras

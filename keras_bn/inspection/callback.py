@@ -17,9 +17,9 @@ Array = NDArray[np.float64]
 
 
 def distance(mean: Array, variance: Array, other_mean: Array, other_variance: Array, epsilon: float) -> Array:
-    """How far two sets of statistics are apart, per channel.
+    """The distance between two sets of statistics, per channel.
 
-    The 2-Wasserstein distance of the two normal distributions, sqrt((mean - mean')² + (s - s')²) with
+    It is the 2-Wasserstein distance of the two normal distributions, sqrt((mean - mean')² + (s - s')²) with
     s = sqrt(variance + epsilon), in units of the smaller s.
 
     >>> distance(np.array([1.0]), np.array([4.0]), np.array([4.0]), np.array([64.0]), epsilon=0.0)
@@ -31,7 +31,7 @@ def distance(mean: Array, variance: Array, other_mean: Array, other_variance: Ar
 
 @dataclass
 class _Watched:
-    """One layer, the moving statistics before the current batch, and what the batches of this epoch had."""
+    """One layer, its moving statistics before the current batch, and the statistics of the batches so far."""
 
     layer: Any
     name: str
@@ -52,7 +52,7 @@ class _Watched:
         return isinstance(self.layer, BatchRenormalization) or getattr(self.layer, "renorm", False)
 
     def take(self, batches: int) -> None:
-        """Solve the update of the moving averages for what they were updated with."""
+        """Solve the update of the moving averages for the statistics of the batch."""
         if self.before is None:
             return
         mean, variance, seen = self.before
@@ -104,22 +104,23 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
     and the callbacks of Weights & Biases find them. Place this callback before those.
 
     - `bn_distance`: the largest median distance of a layer (see `distance`).
-    - `bn_effective_count`: the smallest effective count of a layer, the number of independent values that a
-      batch's mean is worth, judged by how much the means of consecutive batches differ. Neighbouring pixels
-      are not independent, so it is below the number of values.
+    - `bn_effective_count`: the smallest effective count of a layer. This is the number of independent values
+      whose mean would vary as much as the means of consecutive batches do. Neighboring pixels are not
+      independent, so it is below the number of values.
     - `bn_dead_channels`: the number of channels whose input is constant (a variance below a thousandth of
       epsilon) or whose gamma is 0.
 
-    With `log_dir`, each layer has in TensorBoard, under `<layer>/`, the histograms batch_mean,
+    With `log_dir`, TensorBoard shows for each layer, under `<layer>/`, the histograms batch_mean,
     batch_variance, moving_mean, moving_variance and distance, and the scalars median_distance, dead_channels
     and effective_count.
 
-    At the end of training the last epoch is judged, and a single warning names the layers where
+    At the end of training, a single warning names the layers that had one of these problems in the last
+    epoch:
 
-    - the median distance is above `far`, so inference differs from training: train longer, lower the momentum
-      or recalibrate;
-    - the effective count is below `few`: use larger batches, `synchronized` or `BatchRenormalization`;
-    - a quarter of the channels or more are dead.
+    - The median distance is above `far`, so inference differs from training. Train longer, lower the momentum
+      or recalibrate.
+    - The effective count is below `few`. Use larger batches, `synchronized` or `BatchRenormalization`.
+    - A quarter of the channels or more are dead.
 
     Args:
         log_dir: Folder for TensorBoard. If None, nothing is written.
@@ -205,7 +206,7 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
             logs["bn_dead_channels"] = sum(dead for _, _, dead in figures)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Warn of what was wrong in the last epoch, and flush the log."""
+        """Warn of problems in the last epoch, and flush the log."""
         if self._writer is not None:
             self._writer.flush()
         message = self._judged()
@@ -222,7 +223,7 @@ class BatchNormalizationMonitor(keras.callbacks.Callback):
             self.model.jax_state_sync()
 
     def _judged(self) -> str:
-        """What is wrong, in one line; empty if nothing is."""
+        """The problems in one line, or an empty string."""
         figures = {name: _figures(summary) for name, summary in self._last.items()}
         channels = {name: summary["batch_mean"].size for name, summary in self._last.items()}
         far = {name: gap for name, (gap, _, _) in figures.items() if gap > self.far}

@@ -60,7 +60,7 @@ def band(label: str, percentiles: Vector) -> str:
     """The range between the outer two percentiles and the median line, channels in order of their medians.
 
     Args:
-        label: what it shows, for those who cannot see it.
+        label: Text alternative of the chart.
         percentiles: `(3, channels)`.
     """
     ordered = _thinned(percentiles[:, np.argsort(percentiles[1])])
@@ -75,7 +75,7 @@ def band(label: str, percentiles: Vector) -> str:
 
 
 def histogram(label: str, values: Vector) -> str:
-    """How many channels have which value."""
+    """A histogram of the values of the channels."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return _Axes((0, 1), (0, 1)).picture(label, "", "no finite value")
@@ -108,10 +108,10 @@ def profile(label: str, names: Sequence[str], values: Sequence[Vector], limits: 
     """A bar per layer up to the median channel, a whisker to the largest, and a line where problems begin.
 
     Args:
-        label: what it shows, for those who cannot see it.
-        names: of the layers.
-        values: one per channel for each layer.
-        limits: what is perfect, where the bars start, and what is too much.
+        label: Text alternative of the chart.
+        names: Names of the layers.
+        values: One value per channel for each layer.
+        limits: The perfect value, at which the bars start, and the value above which there is a problem.
     """
     perfect, limit = limits
     medians = [float(np.median(channels)) for channels in values]
@@ -146,12 +146,12 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def _titled(title: str, shape: str) -> str:
-    """A shape that says what it is when the pointer rests on it."""
+    """A shape with a tooltip."""
     return f"<g><title>{escape(title)}</title>{shape}</g>"
 
 
 def _thinned(values: Vector, most: int = 128) -> Vector:
-    """At most so many channels, evenly taken along the last axis; a screen shows no more."""
+    """At most so many channels, evenly spaced along the last axis, since a screen shows no more."""
     length = values.shape[-1]
     return values if length <= most else values[..., np.linspace(0, length - 1, most).astype(int)]
 

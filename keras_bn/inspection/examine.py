@@ -1,4 +1,4 @@
-"""Looking into a model's BN layers."""
+"""Inspect the BN layers of a model."""
 
 from __future__ import annotations
 
@@ -33,28 +33,33 @@ def inspect(
     steps: int | None = None,
     progress: bool = True,
 ) -> InspectionReport:
-    """Report on the BN layers of a model: what is in them, whether it is sound, and whether it fits data.
+    """Report on the BN layers of a model, and whether their statistics fit data.
 
-    Without data: weights and configuration, dead and exploding channels, moving statistics that were never
-    updated, NaN, and where `fold` would put each layer. With data also how far the moving statistics are from
-    the data's, each layer looked at with everything before it running on its population statistics, so that
-    the first layer that is off is the one to look at; and by how much `recalibrate(..., estimator="batch")`
-    would change the output. The verdict takes both into account: a change by more than a quarter of the
-    largest output means that the statistics do not fit the data. A layer that cannot be observed, or is
-    never called, is reported as that, and the others all the same.
+    Without data, the report has the weights and configuration of each layer, dead and exploding channels,
+    moving statistics that were never updated, NaN, and the layer into which `fold` would fold it.
+
+    With data, the report also has the distance between the moving statistics and those of the data. Each
+    layer is observed with all earlier layers in inference mode, so the first layer with a problem is the one
+    to fix first. The report also has the change of the output by `recalibrate(..., estimator="batch")`. A
+    change by more than a quarter of the largest output means that the statistics do not fit the data, and the
+    model is not healthy.
+
+    A layer that cannot be observed, or is never called, is reported with the reason.
 
     Args:
-        model: any built model with Keras's BN layers or ours, on any backend. It is left as it is.
-        data: whatever `Model.predict` takes, or None. It is read twice; the batches of a generator are kept.
-        batch_size: examples per batch of arrays; 32 if None.
-        steps: how many batches to use; None: all.
-        progress: show a progress bar on stderr.
+        model: Any built model with Keras's BN layers or ours, on any backend. It is not changed.
+        data: Data in any form that `Model.predict` accepts, or None. It is read twice. The batches of a
+            generator are kept in memory.
+        batch_size: Number of examples per batch of arrays. If None, 32.
+        steps: Number of batches to use. If None, all are used.
+        progress: If True, show a progress bar on stderr.
 
     Returns:
-        A report that prints as a table, `report.healthy` for CI, `to_dict`, `to_json` and `to_html`.
+        An `InspectionReport`. It prints as a table. `report.healthy` is the verdict, and `to_dict`, `to_json`
+        and `to_html` give the report in other forms.
 
     Raises:
-        KerasBNError: there is no BN layer, the model is not built, or the data does not fit.
+        KerasBNError: If there is no BN layer, the model is not built, or the data does not fit the model.
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")])
     >>> report = inspect(model)
@@ -119,7 +124,7 @@ def _folds(model: keras.Model) -> dict[str, str]:
 def _on_data(
     model: keras.Model, found: list[Normalization], data: Counted, total: int | None, progress: bool
 ) -> tuple[dict[str, DataReport | str], list[str]]:
-    """What each layer meets, by path, or why it was not observed; and what speaks against the data."""
+    """The `DataReport` of each layer by path, or why it was not observed, and doubts about the data."""
     paths = {each.layer: each.path for each in found}
     observer = Observer(model, list(paths), next(iter(data)), sampled=True, compiles=worth_compiling(total))
     bar = tqdm(data, "inspecting", total, unit="batch", disable=not progress)
@@ -153,7 +158,7 @@ def _change(model: keras.Model, found: list[Normalization], data: Counted, total
 
 
 def _label(data: Any) -> str:
-    """What the data is, in a few words."""
+    """A short description of the data."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if hasattr(leaf, "shape")]
     if not leaves:
         return f"a {type(data).__name__}"

@@ -1,4 +1,4 @@
-"""What is known of one BN layer, and what is wrong with it."""
+"""The report on one BN layer, with its problems."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MEAN_OFF, VARIANCE_OFF = 0.5, 2.0
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a BN layer meets on data, everything before it running on its population statistics.
+    """The inputs and outputs of a BN layer on data, with all earlier layers in inference mode.
 
     Attributes:
-        count: values per channel.
-        mean: the mean of its inputs, `(channels,)`.
-        variance: their biased variance, `(channels,)`.
-        before: the 15th, 50th and 85th percentile of its inputs, `(3, channels)`, from a sample of one batch.
-        after: the same of its outputs at inference.
+        count: Number of values per channel.
+        mean: Mean of the inputs, `(channels,)`.
+        variance: Biased variance of the inputs, `(channels,)`.
+        before: 15th, 50th and 85th percentile of the inputs, `(3, channels)`, from a sample of one batch.
+        after: The same percentiles of the outputs at inference.
     """
 
     count: int
@@ -43,16 +43,20 @@ class LayerReport:
     """One BN layer.
 
     Attributes:
-        layer: its path, `backbone/bn1`.
-        kind: its class.
-        shape: the shape of its inputs.
-        axis, momentum, epsilon, trainable: as configured; momentum None is the cumulative average.
-        gamma, beta, mean, variance: its weights, `(channels,)`; ones and zeros where it has no gamma or beta.
-        in_training: whether a call with training=True makes it normalize by the batch at inference too.
-        untouched: whether the moving statistics are as initialized.
-        fold: where `keras_bn.fold` would put it, and if nowhere why.
-        unseen: why it was not observed on the data: it is never called, or its inputs cannot be seen.
-        data: None without data.
+        layer: Path of the layer, such as `backbone/bn1`.
+        kind: Class of the layer.
+        shape: Shape of the inputs.
+        axis, momentum, epsilon, trainable: Configuration of the layer. Momentum None means the cumulative
+            average.
+        gamma, beta, mean, variance: Weights of the layer, `(channels,)`. A layer without gamma or beta has
+            ones or zeros here.
+        in_training: True if the layer is called with training=True, and so normalizes by the batch at
+            inference too.
+        untouched: True if the moving statistics still have their initial values.
+        fold: The layer into which `keras_bn.fold` would fold it, or the reason why it cannot be folded.
+        unseen: The reason why it was not observed on the data: it is never called, or its inputs cannot be
+            observed.
+        data: Inputs and outputs on data. None without data.
     """
 
     layer: str
@@ -74,13 +78,13 @@ class LayerReport:
 
     @property
     def scale(self) -> Vector:
-        """What it multiplies each channel with at inference: gamma / sqrt(variance + epsilon)."""
+        """The factor of each channel at inference: gamma / sqrt(variance + epsilon)."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.gamma / np.sqrt(self.variance + self.epsilon)
 
     @property
     def dead(self) -> list[int]:
-        """Channels whose output hardly varies: gamma near zero, or inputs whose variance epsilon drowns."""
+        """Channels whose output hardly varies: gamma is near zero, or the variance is far below epsilon."""
         with np.errstate(invalid="ignore"):
             return np.flatnonzero(np.abs(self.scale) * np.sqrt(self.variance) < DEAD).tolist()
 
@@ -91,21 +95,21 @@ class LayerReport:
 
     @property
     def mean_shift(self) -> Vector | None:
-        """How far the moving mean is from the data's, in deviations of the data, `(channels,)`."""
+        """Distance of the moving mean from the mean of the data, in deviations of the data, `(channels,)`."""
         if self.data is None:
             return None
         return np.abs(self.mean - self.data.mean) / np.sqrt(self.data.variance + self.epsilon)
 
     @property
     def variance_ratio(self) -> Vector | None:
-        """Moving variance over the data's, epsilon added to both, `(channels,)`."""
+        """Moving variance divided by the variance of the data, with epsilon added to both, `(channels,)`."""
         if self.data is None:
             return None
         return (self.variance + self.epsilon) / (self.data.variance + self.epsilon)
 
     @property
     def problems(self) -> list[str]:
-        """What must not be shipped, a phrase each."""
+        """Problems that must be fixed before the model is deployed, a phrase each."""
         broken = [
             name
             for name in ("gamma", "beta", "mean", "variance")
@@ -135,7 +139,7 @@ class LayerReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What is worth a look, a phrase each."""
+        """Findings that are worth checking, a phrase each."""
         found = [self.unseen] if self.unseen else []
         if 0 < len(self.dead) < len(self.gamma):
             found.append(f"{len(self.dead)} dead channel(s)")
@@ -144,7 +148,7 @@ class LayerReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a weight is given by its least, median and largest value."""
+        """The report as plain values. A weight is given by its smallest, median and largest value."""
         result: dict[str, Any] = {
             "layer": self.layer,
             "kind": self.kind,
@@ -171,7 +175,7 @@ class LayerReport:
         return result
 
     def cells(self, with_data: bool) -> list[str]:
-        """What a table says of the layer, but for its status; `columns` names them."""
+        """The cells of the layer's row in a table, except its status. `columns` gives their names."""
         cells = [
             self.layer,
             "x".join("?" if n is None else str(n) for n in self.shape[1:]),
@@ -188,7 +192,7 @@ class LayerReport:
 
 
 def columns(with_data: bool) -> list[str]:
-    """The names of what `LayerReport.cells` gives."""
+    """The names of the cells that `LayerReport.cells` returns."""
     head = ["layer", "shape", "momentum", "epsilon", "gamma", "beta", "mean", "variance"]
     return [*head, *(["mean off", "variance off"] if with_data else []), "fold"]
 

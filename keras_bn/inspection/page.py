@@ -28,11 +28,11 @@ def page(
     """The HTML of a report.
 
     Args:
-        model: the name of the model.
-        layers: what is known of each layer.
-        healthy: the verdict.
-        paragraphs: what is said below the title; the first is a summary, empty ones are left out.
-        change: the change of the output by recalibration; None without data.
+        model: Name of the model.
+        layers: Report on each layer.
+        healthy: The verdict.
+        paragraphs: Paragraphs below the title. The first is a summary. Empty ones are left out.
+        change: Change of the output by recalibration. None without data.
     """
     title = escape(f"Batch normalization in {model}")
     style = resources.files("keras_bn.inspection").joinpath("page.css").read_text("utf-8")

@@ -11,25 +11,25 @@ from keras_bn._table import html_table, text_table
 from keras_bn.inspection.layer_report import LayerReport, columns
 from keras_bn.inspection.page import page
 
-# A change of the output by recalibration that asks for it. On networks for handwritten digits, recalibrating
-# gained at most one point of accuracy where the change was 0.04 to 0.16, 2.5 points at 0.36, and 11 to 30
-# points above 0.5.
+# The change of the output above which recalibration is advised. On networks for handwritten digits,
+# recalibration gained at most one point of accuracy where the change was 0.04 to 0.16, 2.5 points at 0.36,
+# and 11 to 30 points above 0.5.
 CHANGED = 0.25
 
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """What `keras_bn.inspect` found; prints as a table.
+    """The result of `keras_bn.inspect`. It prints as a table.
 
     Attributes:
-        model: the model's name.
-        layers: one `LayerReport` per BN layer, in the order of the graph.
-        change: the largest change of an output that recalibration on the data would bring, as a fraction of
-            the largest output; None without data.
-        data: what the data was; empty without data.
-        examples: how many examples of it were used.
-        date: when, as `YYYY-MM-DD`.
-        notes: what else there is to say, a sentence each.
+        model: Name of the model.
+        layers: One `LayerReport` per BN layer, in the order of the graph.
+        change: Largest change of an output that recalibration on the data would cause, as a fraction of the
+            largest output. None without data.
+        data: Short description of the data. Empty without data.
+        examples: Number of examples of the data that were used.
+        date: Date of the inspection, as `YYYY-MM-DD`.
+        notes: Further notes, a sentence each.
     """
 
     model: str
@@ -42,9 +42,9 @@ class InspectionReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether no layer has a problem and recalibration would hardly change the output.
+        """Whether no layer has a problem and recalibration would change no output by more than a quarter.
 
-        "Hardly" is by at most a quarter of the largest output. Warnings do not count.
+        The change is measured as a fraction of the largest output. Warnings do not count.
         """
         return not any(layer.problems for layer in self.layers) and not self._stale
 
@@ -54,13 +54,13 @@ class InspectionReport:
 
     @property
     def advice(self) -> str:
-        """What to do, a sentence or two; empty if there is nothing to do."""
+        """Advice in one or more sentences. Empty if there is nothing to do."""
         problems = {problem for layer in self.layers for problem in layer.problems}
         result = []
         if any("training=True" in problem for problem in problems):
             result.append("Build the model without training=True.")
         if any(word in problem for problem in problems for word in ("NaN", "negative variance")):
-            result.append("Load sound weights.")
+            result.append("Load valid weights.")
         statistics = any(word in problem for problem in problems for word in ("means off", "variances off"))
         if statistics or self._stale or "statistics never updated" in problems:
             result.append("Re-estimate the statistics: keras_bn.recalibrate(model, data).")
@@ -115,7 +115,7 @@ class InspectionReport:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_html(self) -> str:
-        """The report as one HTML page that needs nothing else, with plots."""
+        """The report as one self-contained HTML page with plots."""
         origin = f"{self.examples:,} examples of {self.data}" if self.data else "no data"
         facts = [text for text in (origin, self.date) if text]
         return page(

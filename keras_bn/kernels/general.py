@@ -24,12 +24,12 @@ def normalized(
     """(x - mean) * gamma / sqrt(variance + epsilon) + beta.
 
     Args:
-        x: tensor in the dtype of the moments.
-        moments: with one axis for each of the axes `kept` of `x`.
-        kept: the axes of `x` that the moments have; the last of them is the channel axis.
-        gamma: scale of shape (channels,).
-        beta: offset of shape (channels,).
-        epsilon: added to the variance.
+        x: Tensor in the dtype of the moments.
+        moments: Moments with one axis for each of the axes `kept` of `x`.
+        kept: The axes of `x` that the moments have. The last of them is the channel axis.
+        gamma: Scale of shape (channels,).
+        beta: Offset of shape (channels,).
+        epsilon: Number added to the variance.
     """
     rank, channel_axis = len(x.shape), kept if isinstance(kept, int) else kept[-1]
     mean, deviation = moments.mean, ops.sqrt(moments.variance + epsilon)

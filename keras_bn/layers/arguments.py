@@ -104,12 +104,12 @@ _OTHER_ARGUMENTS = {
 
 
 def without_other_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments without those of Keras's and tf_keras's layer that say nothing.
+    """Keyword arguments without those of Keras's and tf_keras's layers that have their default value.
 
-    Those layers write their defaults into their configs, which are to load here.
+    Those layers write their defaults into their configs, which must load here.
 
     Raises:
-        KerasBNError: If one of them asks for what another layer does.
+        KerasBNError: If one of them requests the function of another layer.
     """
     if not kwargs.get("renorm") and kwargs.get("renorm_clipping") is None:
         kwargs = {name: value for name, value in kwargs.items() if name != "renorm_momentum"}

@@ -14,8 +14,8 @@ from keras_bn.layers.arguments import checked_axis
 class ChannelAffine(keras.layers.Layer):
     """Multiplies each channel by a scale and adds an offset: y = x * scale + offset.
 
-    `keras_bn.fold` replaces BN layers that no other layer can absorb by it. The arithmetic is done in float32
-    at least, and the result has the layer's compute dtype, as in `BatchNormalization`.
+    `keras_bn.fold` creates this layer for a BN layer that cannot be folded into another layer. The arithmetic
+    is done in float32 at least, and the result has the layer's compute dtype, as in `BatchNormalization`.
 
     Args:
         axis: Channel axis of inputs of rank 2 or more.

@@ -21,7 +21,7 @@ class CrossIterationNormalization(keras.layers.Layer):
 
     It is for tiny batches. The mean and mean square of an earlier batch were those of other weights w'. They
     are carried over to the present weights w by their first-order expansion (2002.05712, equations 5 and 6),
-    in which only the weights of the layer just before count:
+    in which only the weights of the layer just before are considered:
 
         mean_i(w) = mean_i(w') + d mean_i / dw' · (w - w'),   square_i(w) likewise
 
@@ -32,14 +32,15 @@ class CrossIterationNormalization(keras.layers.Layer):
     (equations 7 to 9). The gradient goes through the present batch's share. The population statistics are
     updated with the present batch alone. Inference is that of `BatchNormalization` after `layer`.
 
-    Note: It takes the moments of squares, so the mean must not be large beside the deviation.
+    Note: The variance is computed from mean squares, so it is inaccurate if the mean is much larger than the
+        deviation.
 
     Args:
         layer: A Dense, Conv1D, Conv2D or Conv3D layer without bias and activation. Normalization would undo
-            the bias, and the activation belongs behind it.
+            the bias, and the activation belongs after it.
         window: Number of iterations whose moments are used, at least 1, which is plain batch normalization.
         burn_in: Number of iterations of plain batch normalization at the start, while weights change fast.
-        normalization: A `BatchNormalization` with the options wanted. By default it has the default ones.
+        normalization: A `BatchNormalization` with the desired options. If None, one with the default options.
         **kwargs: Arguments of every Keras layer, such as name and dtype.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Batch normalization with frozen statistics that remembers which layer it stands for."""
+"""Batch normalization with frozen statistics that keeps the configuration of the layer it replaces."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from keras_bn.layers.batch_normalization import BatchNormalization
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class FrozenBatchNormalization(BatchNormalization):
-    """Batch normalization by the population statistics, in training too: what `keras_bn.freeze` makes of a BN
-    layer that cannot be joined with the layer before it.
+    """Batch normalization by the population statistics, in training too.
 
-    y = x * scale + offset, with scale = gamma / sqrt(moving_variance + epsilon) and offset = beta -
-    moving_mean * scale, whether training or not. gamma and beta are trained, moving_mean and moving_variance
-    never change: it is a `BatchNormalization` with `frozen_statistics=True`.
+    `keras_bn.freeze` replaces a BN layer by this one if it cannot be joined with the layer before it. It is a
+    `BatchNormalization` with `frozen_statistics=True`: in training and at inference, y = x * scale + offset,
+    with scale = gamma / sqrt(moving_variance + epsilon) and offset = beta - moving_mean * scale. gamma and
+    beta are trained. moving_mean and moving_variance never change.
 
     Args:
-        original: the configuration, from `keras.saving.serialize_keras_object`, of the layer that
-            `keras_bn.unfreeze` puts back.
-        **kwargs: as of `BatchNormalization`; `frozen_statistics` is True whatever is given.
+        original: Configuration of the layer that `keras_bn.unfreeze` restores, from
+            `keras.saving.serialize_keras_object`.
+        **kwargs: Arguments of `BatchNormalization`. `frozen_statistics` is always True.
 
     >>> original = keras.saving.serialize_keras_object(keras.layers.BatchNormalization(name="bn"))
     >>> layer = FrozenBatchNormalization(original, name="bn")
@@ -34,7 +34,7 @@ class FrozenBatchNormalization(BatchNormalization):
         self._original = original
 
     def original_layer(self) -> keras.Layer:
-        """The layer it stands for, made anew, without weights."""
+        """Create the replaced layer again, without weights."""
         return keras.saving.deserialize_keras_object(self._original)
 
     def get_config(self) -> dict[str, Any]:

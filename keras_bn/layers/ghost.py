@@ -17,7 +17,7 @@ from keras_bn.statistics.moments import Moments, batch_moments, merged
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class GhostBatchNormalization(BatchNormalization):
-    """Batch normalization of each slice of the batch by its own moments: large batches, noise of small ones.
+    """Batch normalization of slices of a large batch, each by its own moments, which have more noise.
 
     In training the examples are cut, in order, into ghost batches of `virtual_batch_size`, the last of which
     may be shorter. Each is normalized as `BatchNormalization` would normalize it alone (1705.08741, algorithm
@@ -26,7 +26,7 @@ class GhostBatchNormalization(BatchNormalization):
 
     The population statistics are updated with the moments of the whole batch, those of the ghost batches
     merged by counts. The paper averages over the ghost batches one by one, which for the unbiased variance
-    estimates the same and is noisier.
+    estimates the same value with more noise.
 
     Compared with tf.keras: Its `virtual_batch_size` averaged the variances of the ghost batches, had to
     divide the batch evenly, and cut batches at inference too.

@@ -1,4 +1,4 @@
-"""A convolution or dense layer and the batch normalization behind it, computed as one operation."""
+"""A convolution or dense layer and the batch normalization after it, computed as one operation."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from keras_bn.layers.linear import KINDS, channel_axis, vector_shape
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class JoinedBatchNormalization(keras.layers.Layer):
-    """A convolution or dense layer and a frozen BN layer behind it, computed as one: what `keras_bn.freeze`
-    makes.
+    """A convolution or dense layer and a frozen BN layer after it, computed as one operation.
 
-    With population statistics BN is z * scale + offset, where scale = gamma / sqrt(moving_variance + epsilon)
-    and offset = beta - moving_mean * scale. Behind z = W x + b, the two are one layer with other weights:
+    `keras_bn.freeze` creates this layer. With population statistics, BN is z * scale + offset, where scale =
+    gamma / sqrt(moving_variance + epsilon) and offset = beta - moving_mean * scale. After z = W x + b, the
+    two are one layer with other weights:
 
         y = (W * scale) x + (b * scale + offset)
 
-    W * scale is computed anew in every step, in training as well as at inference, and W, b, gamma and beta
-    stay the weights that are trained. So the outputs and the gradients are those of the two layers, to
-    rounding, but z is neither computed nor kept for the gradients ("tune mode", 2305.11624). The moving mean
+    W * scale is computed again in every step, in training as well as at inference, and W, b, gamma and beta
+    remain the trained weights. So the outputs and the gradients are those of the two layers, up to rounding,
+    but z is neither computed nor stored for the gradients ("tune mode", 2305.11624). The moving mean
     and variance never change.
 
-    Under a 16-bit policy W * scale is computed in float32 and rounded once, which is more accurate than
+    Under a 16-bit policy, W * scale is computed in float32 and rounded once, which is more accurate than
     rounding z.
 
     Args:
-        layer: Dense or a convolution: Conv1D/2D/3D, also grouped, transposed, depthwise or separable. It has
-            no activation and no activity regularizer.
-        normalization: the BN layer, Keras's or ours, over the channels of `layer`.
-        **kwargs: of every Keras layer. The name is by default that of the normalization, whose output this
-            is, and the dtype policy that of `layer`.
+        layer: A Dense layer or a convolution (Conv1D, Conv2D, Conv3D, also grouped, transposed, depthwise or
+            separable) without an activation and an activity regularizer.
+        normalization: The BN layer, Keras's or ours, over the channels of `layer`.
+        **kwargs: Arguments of every Keras layer. By default, the name is that of `normalization` and the
+            dtype policy is that of `layer`.
 
-    Weights: those of `layer`, then those of `normalization`. Regularizers and constraints act on them as
-    before, on W for example, and not on W * scale.
+    The weights are those of `layer`, followed by those of `normalization`. Regularizers and constraints apply
+    to these weights, for example to W and not to W * scale.
 
     Raises:
-        KerasBNError: `layer` is of another class or has an activation or activity regularizer;
-            `normalization` is no BN layer, or, when built, normalizes another axis.
+        KerasBNError: If `layer` is of another class or has an activation or activity regularizer; if
+            `normalization` is not a BN layer; or, when built, if it normalizes another axis.
 
     >>> conv = keras.layers.Conv2D(8, 3, use_bias=False)
     >>> layer = JoinedBatchNormalization(conv, keras.layers.BatchNormalization())
@@ -93,7 +93,7 @@ class JoinedBatchNormalization(keras.layers.Layer):
             self.normalization.build(shape)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """Fold and apply; training or not is all the same."""
+        """Fold the normalization into the weights and apply them. `training` makes no difference."""
         with variables_read_as(self.layer.variable_dtype):
             weights, offset = self._folded()
         # All of the weights, not only those that change: the scope hides what an outer one says of them.
@@ -140,7 +140,7 @@ class JoinedBatchNormalization(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> JoinedBatchNormalization:
-        """The layer of a configuration."""
+        """Create the layer from a configuration."""
         layers = {
             name: keras.saving.deserialize_keras_object(config[name]) for name in ("layer", "normalization")
         }

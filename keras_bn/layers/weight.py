@@ -10,14 +10,14 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_bn")
 class Weight(keras.layers.Layer):
-    """A weight of a layer that was inlined: the output is the weight, whatever the input.
+    """A weight of a layer that was inlined. The output is the weight and does not depend on the input.
 
-    `keras_bn.fold` and `keras_bn.retrofit` see the graph inside a layer by inlining it. What its `call` does
-    with weights of its own needs them as tensors of the graph.
+    `keras_bn.fold` and `keras_bn.retrofit` inline custom layers to process the graph inside them. The weights
+    that the `call` of such a layer uses become tensors of the graph.
 
     Args:
-        shape: of the weight.
-        **kwargs: of every Keras layer, such as name and dtype; the output has the layer's compute dtype.
+        shape: Shape of the weight.
+        **kwargs: Arguments of every Keras layer, such as name and dtype. The output has the compute dtype.
 
     >>> layer = Weight((2,))
     >>> layer.build((None, 3))

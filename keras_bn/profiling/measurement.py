@@ -1,4 +1,4 @@
-"""Clients that ask without pause, and what they see."""
+"""Clients that send requests without pause, and the measured latencies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Setting:
 
     Attributes:
         precision: float32 or bfloat16, as the version was exported.
-        threads: threads that compute one request together (intra-op).
-        batch_size: the most requests that are merged into one run; 1 for none.
-        clients: clients that ask at the same time, each its next request when it has the answer.
+        threads: Number of threads that compute one request together (intra-op).
+        batch_size: Largest number of requests that are merged into one run. With 1, none are merged.
+        clients: Number of concurrent clients. Each sends its next request when it has the answer.
     """
 
     precision: str
@@ -29,14 +29,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the clients saw at a setting.
+    """The measurement of a setting.
 
     Attributes:
-        setting: the setting.
-        median: the median latency, in seconds.
-        p99: the latency that 99 of 100 requests stay below, in seconds.
-        throughput: answered requests per second, of all clients together.
-        memory: the resident memory of the process that served, in bytes.
+        setting: The setting.
+        median: Median latency in seconds.
+        p99: Latency that 99 of 100 requests stay below, in seconds.
+        throughput: Answered requests per second, of all clients together.
+        memory: Resident memory of the serving process, in bytes.
     """
 
     setting: Setting
@@ -49,13 +49,13 @@ class Measurement:
 def ask(
     run: Callable[[], object], clients: int, seconds: float, requests: int = 1
 ) -> tuple[list[float], float]:
-    """Let so many threads call `run` without pause.
+    """Let several threads call `run` without pause.
 
     Args:
-        run: answers `requests` requests at once.
-        clients: the number of threads.
-        seconds: for how long; every client calls at least three times.
-        requests: how many requests a call stands for.
+        run: Function that answers `requests` requests at once.
+        clients: Number of threads.
+        seconds: Duration in seconds. Every client calls at least three times.
+        requests: Number of requests per call.
 
     Returns:
         The seconds of every call, and the requests answered per second.

@@ -1,4 +1,4 @@
-"""The plan: what was measured, and the settings that follow."""
+"""The measurements, and the server settings that follow from them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """What `profile` found.
+    """The result of `profile`.
 
     Attributes:
-        measured_through: what ran the model: a real server, or a session of this process.
-        cores: the processor cores that this process may use.
-        measurements: one for each setting.
+        measured_through: The program that ran the model, a real server or a session of this process.
+        cores: Number of processor cores that this process may use.
+        measurements: One measurement for each setting.
     """
 
     measured_through: str

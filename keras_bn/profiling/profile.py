@@ -1,4 +1,4 @@
-"""Measuring an exported model at the settings that a server can have."""
+"""Measure an exported model at the settings that a server can have."""
 
 from __future__ import annotations
 
@@ -29,27 +29,23 @@ def profile(
     """Measure an exported model over threads, batch sizes and clients, and plan its server.
 
     The newest version in float32 and the newest in bfloat16, if there is one, are measured with 1, 2, 4 and
-    so
-    on threads up to the number of cores, for 1, 4 and 16 clients, with batches of up to 1, 4 and 16
-    requests. A
-    real `tensorflow_model_server` on PATH is asked over gRPC (with keras-bn-serving installed); else a
-    TensorFlow
-    session of this process stands in for it, and batches are put together without a queue. The plan says
-    which.
+    so on threads up to the number of cores, for 1, 4 and 16 clients, with batches of up to 1, 4 and 16
+    requests. If `tensorflow_model_server` is on PATH and keras-bn-serving is installed, this server is
+    queried over gRPC. Otherwise a TensorFlow session of this process takes its place, and batches are put
+    together without a queue. The plan says which of the two was measured.
 
     Args:
-        base_path: the folder of the model's versions, or a version.
-        seconds: how long it may take; loading a version counts, but is never cut short.
+        base_path: Folder of the model's versions, or one version.
+        seconds: Time limit in seconds. Loading a version counts, but is never interrupted.
         in_process: If True, do not look for a real server.
         progress: If True, show a progress bar on standard error.
 
     Returns:
-        The measurements and what follows from them; `print` shows it.
+        A `Plan` with the measurements and the best settings. It prints as a table.
 
     Raises:
-        KerasBNError: the folder holds no version; the time is not positive; the model takes inputs that
-        cannot
-            be made up; or TensorFlow is not installed.
+        KerasBNError: If the folder holds no version; if the time is not positive; if the model takes inputs
+            for which no example values can be generated; or if TensorFlow is not installed.
     """
     require_tensorflow("keras_bn.profiling")
     if not seconds > 0:
@@ -83,8 +79,7 @@ def _key(setting: Setting) -> tuple[bool, int, int, int]:
 def _groups(
     versions: dict[str, Path], cores: int, *, server_per_batch_size: bool
 ) -> Iterator[tuple[Path, Setting, list[Setting]]]:
-    """What one loaded version measures: the version, the setting it is loaded with, the settings to
-    measure."""
+    """The runs: a version, the setting that it is loaded with, and the settings to measure with it."""
     threads = sorted({*(2**power for power in range(cores.bit_length())), cores} & set(range(1, cores + 1)))
     for precision, path in versions.items():
         for count in threads:

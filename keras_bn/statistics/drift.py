@@ -20,7 +20,7 @@ class DriftRow:
     """One tensor that was compared.
 
     Attributes:
-        name: `input image`, or the path of a BN layer, whose input is meant.
+        name: `input NAME` for an input of the model, or the path of a BN layer for the input of that layer.
         shift: The median over the channels of |new mean - mean| / deviation.
         variance_ratio: The median over the channels of new variance / variance.
         p_value: The probability of a distance like the one found if nothing had changed, corrected for all
@@ -35,7 +35,7 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """How far the examples of a sample are from those of a reference; prints as a table.
+    """The comparison of a sample with a reference. It prints as a table.
 
     Attributes:
         rows: One `DriftRow` per tensor.
@@ -89,7 +89,7 @@ def compare(
     rate of false alarms for any data whose examples are independent.
 
     Raises:
-        KerasBNError: `alpha` is not between 0 and 1, or one of the two has fewer than 20 examples.
+        KerasBNError: If `alpha` is not between 0 and 1, or if one of the two has fewer than 20 examples.
     """
     if not 0 < alpha < 1:
         raise KerasBNError(f"alpha must be between 0 and 1, but it is {alpha!r}.")

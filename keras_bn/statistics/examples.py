@@ -1,4 +1,4 @@
-"""What each example of a data set looks like, in a few numbers, for comparing data sets by their examples."""
+"""A few numbers that describe each example of a data set, for comparing data sets by their examples."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ExampleStatistics:
     everything. They do not depend on how the data is cut into batches.
 
     Args:
-        center: What to subtract from each channel, `(channels,)`.
-        scale: What to divide each channel by, `(channels,)`, positive.
+        center: Offset that is subtracted from each channel, `(channels,)`.
+        scale: Positive number that each channel is divided by, `(channels,)`.
 
     Attributes:
         moments: Count, mean and variance by channel.

@@ -10,10 +10,10 @@ from keras_bn.errors import KerasBNError
 class Moments(NamedTuple):
     """Count, mean and variance of each channel of a batch.
 
-    `count` has shape () when every channel has as many values, else (channels,); a number that is known
-    before the step may be a float. `mean` and `variance` have
-    shape (channels,). The variance is the biased one, divided by the count: it is what the batch is
-    normalized by. All three have the dtype the statistics are kept in.
+    `count` has shape () if every channel has the same number of values, and (channels,) otherwise. A number
+    that is known before the step may be a float. `mean` and `variance` have shape (channels,). The variance
+    is the biased one, divided by the count. The batch is normalized by it. All three have the dtype of the
+    statistics.
     """
 
     count: Any
@@ -49,9 +49,9 @@ def aligned_mask(mask: Any, shape: tuple[int | None, ...], axis: int) -> Any:
     Compared with NumPy, which aligns from the right, masks are aligned from the left.
 
     Args:
-        mask: boolean tensor.
-        shape: shape of the inputs, with None for an unknown length.
-        axis: channel axis of the inputs.
+        mask: Boolean tensor.
+        shape: Shape of the inputs, with None for an unknown length.
+        axis: Channel axis of the inputs.
 
     Raises:
         KerasBNError: If the mask fits in neither way, or if it has fewer axes than `shape[:-1]` and fits in
@@ -126,10 +126,10 @@ def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Mome
     taken out again.
 
     Args:
-        x: floating-point tensor of any rank >= 2, in the dtype that the statistics are to have.
-        kept: the channel axis, or several axes in increasing order: the results have these.
-        mask: what `aligned_mask` returns; only values under True count. What is under False has no influence,
-            not even if it is NaN.
+        x: Floating-point tensor of rank 2 or more, in the dtype of the statistics.
+        kept: The channel axis, or several axes in increasing order. The results have these axes.
+        mask: The result of `aligned_mask`. Only values under True count. Values under False have no
+            influence, not even NaN.
 
     Returns:
         `Moments`. Where the count is zero, mean and variance are 0.
@@ -154,8 +154,8 @@ def batch_moments(x: Any, kept: int | tuple[int, ...], mask: Any = None) -> Mome
 def merged(moments: Moments) -> Moments:
     """Moments of the union of several sets, given theirs stacked along a first axis.
 
-    The merge of Chan, Golub and LeVeque (1979): mean = Σ n_i mean_i / n and
-    variance = Σ n_i (variance_i + (mean_i - mean)²) / n. A set without values has no influence.
+    The merge of Chan, Golub and LeVeque (1979): mean = Σ n_i mean_i / n and variance = Σ n_i (variance_i +
+    (mean_i - mean)²) / n. A set without values has no influence.
     """
     total = ops.sum(moments.count, 0)
     share = moments.count / ops.maximum(total, 1)

@@ -20,9 +20,9 @@ from keras_bn.statistics.moments import Moments, aligned_mask
 
 
 class PopulationMoments:
-    """Count, mean and variance per channel of all data that it was given.
+    """Count, mean and variance per channel of all batches that were added.
 
-    Of batches with count nᵢ, mean μᵢ and biased variance vᵢ it keeps
+    From batches with count nᵢ, mean μᵢ and biased variance vᵢ it keeps
 
         n = Σ nᵢ,    S = Σ nᵢ μᵢ,    Q = Σ nᵢ (vᵢ + μᵢ²)
 
@@ -58,8 +58,8 @@ class PopulationMoments:
         """Add a batch.
 
         Args:
-            values: any real dtype, `channels` long on `axis`; every other axis is reduced over.
-            axis: the channel axis.
+            values: Array of any real dtype, of length `channels` along `axis`. All other axes are reduced.
+            axis: The channel axis.
         """
         array = np.moveaxis(np.asarray(values), axis, -1)
         array = array.reshape(-1, array.shape[-1]).astype(np.float64)
@@ -73,9 +73,9 @@ class PopulationMoments:
         """Add a batch whose moments were computed elsewhere, on the device for instance.
 
         Args:
-            count: how many values per channel it had; nothing happens when it is 0.
-            mean: `(channels,)`.
-            variance: `(channels,)`, biased (divided by `count`).
+            count: Number of values per channel. If it is 0, nothing is added.
+            mean: Means of the channels, `(channels,)`.
+            variance: Biased variances, divided by `count`, `(channels,)`.
         """
         mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
         if mean.shape != (self.channels,) or variance.shape != (self.channels,):
@@ -98,12 +98,12 @@ class PopulationMoments:
         self.batches += 1
 
     def update_rows(self, counts: ArrayLike, means: ArrayLike, variances: ArrayLike) -> None:
-        """Show it a batch that was reduced row by row elsewhere; see `row_moments`.
+        """Add a batch that was reduced row by row elsewhere (see `row_moments`).
 
         Args:
-            counts: how many values per channel each row had, `(rows, 1)`.
-            means: `(rows, channels)`.
-            variances: `(rows, channels)` or `(1, channels)`, biased.
+            counts: Number of values per channel of each row, `(rows, 1)`.
+            means: Means of the rows, `(rows, channels)`.
+            variances: Biased variances, `(rows, channels)` or `(1, channels)`.
         """
         counts, means, variances = (np.asarray(each, np.float64) for each in (counts, means, variances))
         total = counts.sum()
@@ -116,7 +116,7 @@ class PopulationMoments:
         self.update_moments(round(total), mean, squares.sum(0) / total)
 
     def merge(self, other: PopulationMoments) -> None:
-        """Add everything that `other` was given."""
+        """Add the values of `other`."""
         if other.channels != self.channels:
             raise KerasBNError(f"Moments of {self.channels} and of {other.channels} channels do not merge.")
         self._sum.merge(other._sum)
@@ -147,7 +147,7 @@ class PopulationMoments:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """The biased variance, divided by n, `(channels,)`; this is what Keras's own layer keeps."""
+        """The biased variance, divided by n, `(channels,)`; as in Keras's own layer."""
         self._require(1, "a variance")
         return self._variance(self.count)
 
@@ -155,7 +155,7 @@ class PopulationMoments:
     def unbiased_variance(self) -> NDArray[np.float64]:
         """The unbiased variance, divided by n - 1, `(channels,)`.
 
-        This is what the paper (section 3.1) and PyTorch keep.
+        The paper (section 3.1) and PyTorch use this one.
         """
         self._require(2, "an unbiased variance")
         return self._variance(self.count - 1)
@@ -178,23 +178,23 @@ class PopulationMoments:
 def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
     """Moments of each row of a batch on the device, on every backend, eagerly or in a compiled function.
 
-    A row is what lies along the last axis but the channels. Rows are reduced in float32 where they are, and
-    merged in float64 by `PopulationMoments.update_rows`, or on the device by `merged`. To reduce a whole
-    image batch in float32 loses three digits more; to do it in float64 takes three times as long, where the
-    backend has float64 at all.
+    A row extends along the last axis that is not the channel axis. Rows are reduced in float32 on the device,
+    and merged in float64 by `PopulationMoments.update_rows`, or on the device by `merged`. Reducing a whole
+    image batch in float32 would lose three more digits. Doing it in float64 would take three times as long,
+    if the backend has float64.
 
     Args:
-        values: a floating-point tensor of rank 2 or more. One of 16 bits is reduced in float32.
-        axis: the channel axis.
-        mask: booleans that fit as in `keras_bn.BatchNormalization`; values under False are left out, even
-            if they are NaN.
+        values: Floating-point tensor of rank 2 or more. 16-bit values are reduced in float32.
+        axis: The channel axis.
+        mask: Boolean tensor of a shape that `keras_bn.BatchNormalization` accepts. Values under False are
+            left out, even NaN.
 
     Returns:
         The count `(rows, 1)`, the mean `(rows, channels)` and the biased variance `(rows, channels)`, or
-        `(1, channels)` where all are alike. A row of which the mask leaves nothing has 0 in all of them.
+        `(1, channels)` if all rows have the same. A row that is masked entirely has 0 in all three.
 
     Raises:
-        KerasBNError: if the mask does not fit, or differs between channels.
+        KerasBNError: If the mask does not fit, or differs between channels.
 
     >>> moments = PopulationMoments(1)
     >>> moments.update_rows(*row_moments(np.array([[1.0], [2.0], [6.0]], "float32")))

@@ -39,7 +39,7 @@ def together(moments: Moments) -> Moments:
     """Moments of all replicas' batches together, with one all-reduce, differentiable; where `exist()`.
 
     Each replica writes count, mean and variance into its own row of a table of zeros. The sum of the tables
-    has everyone's rows, which are merged without cancellation.
+    has the rows of all replicas, which are merged without cancellation.
     """
     own = ops.stack([ops.broadcast_to(v, ops.shape(moments.mean)) for v in moments])
     sum_of_tables, rank, size = _group()

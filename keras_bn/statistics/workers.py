@@ -12,10 +12,11 @@ from keras_bn.statistics.population import PopulationMoments
 
 
 def across_workers(moments: Sequence[PopulationMoments]) -> list[PopulationMoments]:
-    """Moments of what all workers have seen, the same on every worker.
+    """The moments over the data of all workers, the same on every worker.
 
-    Called by all workers of the strategy in scope, each with its own moments of the same layers in the same
-    order; one all-gather. Without a strategy of several workers the moments are returned as they are.
+    All workers of the strategy in scope call this function, each with its own moments of the same layers in
+    the same order. It takes one all-gather. Without a strategy of several workers, the moments are returned
+    unchanged.
     """
     if keras.backend.backend() != "tensorflow":
         return list(moments)

@@ -87,8 +87,8 @@ class PopulationStatistics:
         """The statistics of the shards of both, the same to the last bit in any order.
 
         Raises:
-            KerasBNError: The two are of different models, weights, estimators or levels, or have a shard in
-                common.
+            KerasBNError: If the two belong to different models, weights, estimators or levels, or have a
+                shard in common.
         """
         (count, present), (other_count, other_present) = self.shards, other.shards
         if count != other_count:
@@ -98,7 +98,7 @@ class PopulationStatistics:
         return replace(self.combine(other), shards=(count, present | other_present))
 
     def combine(self, other: PopulationStatistics) -> PopulationStatistics:
-        """The statistics of the data of both. Unlike `merge`, it does not check which shards they are of."""
+        """The statistics of the data of both. Unlike `merge`, it does not check the shards."""
         self.check_fits(other.estimator, other.levels, other.fingerprint)
         if self.level != other.level:
             raise KerasBNError(
@@ -173,7 +173,7 @@ class PopulationStatistics:
         """Read a file that `save` wrote.
 
         Raises:
-            KerasBNError: The file is missing, damaged, of another kind, or of a newer format.
+            KerasBNError: If the file is missing, damaged, of another kind, or of a newer format.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -211,15 +211,16 @@ def merge(
     """Merge the statistics of shards, given as values or as files.
 
     Args:
-        statistics: What `keras_bn.recalibrate(..., shard=(i, n), save=file)` wrote, in any order. A merged
-            value can be merged again.
+        statistics: Statistics from `keras_bn.recalibrate(..., shard=(i, n), save=file)`, in any order. A
+            merged value can be merged again.
 
     Returns:
         The statistics of all shards together. The result is the same to the last bit in every order.
 
     Raises:
-        KerasBNError: There are none; a file cannot be read; or they do not belong together: other models,
-            weights, estimators or levels, or the same shard twice. The message names the file.
+        KerasBNError: If there are no statistics; if a file cannot be read; or if they do not belong together,
+            because of different models, weights, estimators or levels, or the same shard twice. The message
+            names the file.
     """
     result: PopulationStatistics | None = None
     for each in statistics:

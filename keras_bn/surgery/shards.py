@@ -45,10 +45,10 @@ def checked_shard(shard: Any) -> tuple[int, int]:
 
 
 class ShardObserver:
-    """The BN layers of a copy of a model, and what is needed to observe one level of them.
+    """The BN layers of a copy of a model, prepared to observe one level of them.
 
     Args:
-        model: A built model; it is left as it is.
+        model: A built model. It is not changed.
         example: One batch of inputs.
         layers: As for `keras_bn.recalibrate`.
         estimator: `"batch"` or `"sequential"`.
@@ -59,7 +59,8 @@ class ShardObserver:
         level: The level to observe, counted from 0.
 
     Raises:
-        KerasBNError: `earlier` is incomplete, of another model or of other weights, or has every level.
+        KerasBNError: If `earlier` is incomplete, belongs to another model or other weights, or has every
+            level.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class ShardObserver:
         return found
 
     def value(self, found: dict[str, PopulationMoments], index: int, count: int) -> PopulationStatistics:
-        """What was found over a shard, with the levels before."""
+        """The statistics of a shard, with those of the levels before."""
         return PopulationStatistics(
             self.earlier | found,
             self.estimator,
@@ -172,12 +173,13 @@ def apply(model: keras.Model, statistics: PopulationStatistics, in_place: bool =
     """Set the population statistics of a model to merged ones.
 
     Args:
-        model: The model that the statistics were computed with; it is left as it is unless `in_place`.
+        model: The model that the statistics were computed with. It is not changed, unless `in_place` is True.
         statistics: Merged statistics of every shard and, for the sequential estimator, every level.
         in_place: If True, change `model` itself.
 
     Raises:
-        KerasBNError: A shard or a level is missing, or the statistics are of another model or other weights.
+        KerasBNError: If a shard or a level is missing, or if the statistics belong to another model or other
+            weights.
     """
     statistics.check_complete()
     if remaining := statistics.remaining_levels:

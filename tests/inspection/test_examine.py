@@ -177,7 +177,11 @@ def test_two_inputs():
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(DATA[:0], "yields no batch"), (DATA[:, :, :2], "which takes"), (DATA * np.nan, "NaN or infinity")],
+    [
+        (DATA[:0], "no batch has an example"),
+        (DATA[:, :, :2], "which takes"),
+        (DATA * np.nan, "NaN or infinity"),
+    ],
 )
 def test_bad_data(sound, data, message):
     with pytest.raises(KerasBNError, match=message):

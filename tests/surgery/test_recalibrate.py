@@ -257,7 +257,7 @@ def test_renormalization_of_keras_gets_its_own_averages_too():
         ({"layers": "nothing*"}, "matches none of the layers"),
         ({"layers": lambda layer: False}, "matches none of the layers"),
         ({"data": DATA[:, :, :2]}, "which takes"),
-        ({"data": DATA[:0]}, "yields no batch"),
+        ({"data": DATA[:0]}, "no batch has an example"),
         ({"steps": 9}, "ended after 1 of steps=9"),
     ],
 )

@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class AsyncClient(Settings):
-    """`Client` for asyncio: the same arguments and methods, to be awaited.
+    """`Client` for asyncio, with the same arguments and methods, which are awaited.
 
-    The client may be made before an event loop runs, and used in one loop after another: each has connections
-    of its own. Close it with `await client.close()` or `async with`.
+    The client may be created before an event loop runs, and used in several loops in turn. Each loop has its
+    own connections. Close it with `await client.close()` or `async with`.
     """
 
     def _open(self) -> None:
@@ -118,7 +118,7 @@ class AsyncClient(Settings):
         )
 
     async def close(self) -> None:
-        """Close the connections; calls in flight fail."""
+        """Close the connections. Calls in flight fail."""
         self._closed = True
         if self._process != os.getpid():
             return

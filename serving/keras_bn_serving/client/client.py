@@ -21,40 +21,41 @@ Examples = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 class Client(Settings):
     """A connection to a model server that speaks TF Serving's protocol.
 
-    Threads may share a client. A process that was forked opens connections of its own, and so does a copy, by
-    `copy` or `pickle`, which takes the settings alone.
+    Threads may share a client. A forked process opens its own connections, and so does a copy by `copy` or
+    `pickle`, which copies only the settings.
 
     Args:
-        address: `http://host:8501` (REST) or `grpc://host:8500`; with TLS `https://` and `grpcs://`;
+        address: `http://host:8501` (REST) or `grpc://host:8500`, with TLS `https://` or `grpcs://`, or
             `unix:/path` for gRPC over a socket file. TF Serving itself has no TLS for REST, so `https://`
-            is a proxy before it.
-        model: the model's name on the server, unless a call names another.
-        timeout: seconds for a whole call, metadata and retries included, unless a call names another.
-        retries: how often a call is repeated when the server is UNAVAILABLE (connection refused) or
-            CANCELLED it (a gRPC server that ends), with growing pauses. Not after a timeout, and never
-            `reload`. An overloaded server (RESOURCE_EXHAUSTED, HTTP 429, a full queue, or 503 with
-            Retry-After) is asked again until the timeout. Use 0 to repeat no call at all, for a model whose
-            predictions change its state.
-        max_in_flight: how many requests this client has on the way at once; further calls wait for their
+            needs a proxy in front of it.
+        model: Name of the model on the server. A call can name another.
+        timeout: Time limit of a whole call in seconds, including metadata and retries. A call can set
+            another.
+        retries: Number of times that a call is repeated, with growing pauses, if the server is UNAVAILABLE
+            (connection refused) or CANCELLED it (a gRPC server that stops). A call is not repeated after a
+            timeout, and `reload` never is. Requests to an overloaded server (RESOURCE_EXHAUSTED, HTTP 429, a
+            full queue, or 503 with Retry-After) are repeated until the timeout. With 0, no call is repeated,
+            for a model whose predictions change its state.
+        max_in_flight: Largest number of concurrent requests of this client. Further calls wait for their
             turn, within their timeout. tensorflow_model_server handles `grpc_max_threads` gRPC requests at
-            once, 4 for each processor by default, and refuses those beyond.
-        headers: sent with every call (gRPC: as metadata), such as an Authorization. Names and values are
-            ASCII.
-        compress: send requests gzipped, which pays on slow networks alone. REST leaves bodies below 1 KiB
-            and above 100 MiB as they are: the server inflates no more. It never compresses its answers.
-        check_shapes: refuse what has another shape than the signature says. The server does not compare
-            them and feeds whatever it is sent, so use False for a model whose signature says too much.
-        ca, cert, key: PEM files: authorities to trust instead of the system's, and the client's own
+            once, 4 for each processor by default, and refuses further ones.
+        headers: Headers of every call (metadata for gRPC), such as Authorization. Names and values are ASCII.
+        compress: If True, compress requests with gzip, which is worthwhile only on slow networks. REST bodies
+            below 1 KiB and above 100 MiB are not compressed, since the server does not inflate larger ones.
+            The server never compresses its answers.
+        check_shapes: If True, refuse inputs whose shape differs from the signature. The server does not
+            compare shapes, so use False for a model that accepts more shapes than its signature.
+        ca, cert, key: PEM files of the authorities to trust instead of the system's, and of the client's own
             certificate and key.
-        transport: an object that carries the requests instead of the network, as `FakeClient` uses for
+        transport: Object that carries the requests instead of the network, as `FakeClient` uses for
             tests; see `keras_bn_serving.client.transport.Transport`.
 
-    The environment's proxies are used (`http://` ones), but never for an address on this machine.
+    The `http://` proxies of the environment are used, but never for an address on this machine.
 
     After `close`, every method raises `FailedPreconditionError`.
 
-    Every method raises a `ServingError` of the class of its canonical code, with the server's words. What can
-    be checked against the signature is checked before it is sent.
+    On an error, every method raises the `ServingError` subclass of the status code, with the message of the
+    server. Inputs are checked against the signature before they are sent.
 
     >>> from keras_bn_serving.client import Client
     >>> client = Client("http://localhost:8501", model="digits")
@@ -85,24 +86,24 @@ class Client(Settings):
         """Return the model's outputs for `x`.
 
         Args:
-            x: what the signature's input takes, batch axis included; a dict of them by name for several
-                inputs. Arrays and nested lists are cast to the input's dtype where that keeps the kind of
-                number and the range (uint8 to float32, int to uint8 if it fits; never float to int). A
-                string input takes str, bytes and `pathlib.Path`, which stands for the file's contents:
+            x: Value of the signature's input, including the batch axis, or a dict of values by name for
+                several inputs. Arrays and nested lists are cast to the input's dtype if that keeps the kind
+                of number and the range (uint8 to float32, int to uint8 if it fits, but never float to int). A
+                string input takes str, bytes and `pathlib.Path`, which stands for the contents of the file:
                 `[pathlib.Path("cat.jpg")]`.
-            signature: its name; None for `serving_default`.
-            version, label: one version of the model; with neither, the newest.
-            outputs: the name of one output, or a list of names; None for all. gRPC then carries only these.
-            timeout, model: instead of the client's.
+            signature: Name of the signature. If None, `serving_default`.
+            version, label: Version of the model, by number or by label. If both are None, the newest.
+            outputs: Name of one output, or a list of names. If None, all. gRPC transfers only these.
+            timeout, model: Time limit and model of this call, instead of the client's.
 
         Returns:
-            The array of the only output, or of the one named by a plain str; else a dict of arrays by
-            name. Dtypes are the signature's; strings are bytes in an object array.
+            The array of the only output, or of the output named by a plain str. Otherwise a dict of arrays by
+            name. The dtypes are those of the signature. Strings are bytes in an object array.
 
         Raises:
-            InvalidArgumentError: `x` or a name does not fit the signature, which the message describes;
-                nothing was sent.
-            ServingError: the subclass of the code that the server answered.
+            InvalidArgumentError: If `x` or a name does not fit the signature, which the message describes.
+                Nothing was sent.
+            ServingError: The subclass of the status code of the server's answer.
         """
         target = self._target(model, version, label)
         return self._run(self._operations.predict(target, x, signature, outputs, self._seconds(timeout)))
@@ -119,9 +120,9 @@ class Client(Settings):
     ) -> list[list[tuple[str, float]]]:
         """Return (label, score) pairs for each example: a dict of features by name, or a list of such dicts.
 
-        A feature is an int, float, bool, str, bytes or Path, or a list of one kind of them; 2 makes an
-        int64 feature and 2.0 a float one. `context` holds features shared by all examples; an example's
-        own come first.
+        A feature is an int, float, bool, str, bytes or Path, or a list of values of one of these types. 2
+        makes an int64 feature and 2.0 a float feature. `context` holds features shared by all examples. The
+        features of an example take precedence.
         """
         target = self._target(model, version, label)
         return self._run(
@@ -140,7 +141,7 @@ class Client(Settings):
         timeout: float | None = None,
         model: str | None = None,
     ) -> np.ndarray:
-        """Return one float32 for each example; arguments as for `classify`."""
+        """Return one float32 for each example. The arguments are those of `classify`."""
         target = self._target(model, version, label)
         return self._run(
             self._operations.examples("regress", target, examples, signature, context, self._seconds(timeout))
@@ -149,7 +150,7 @@ class Client(Settings):
     def status(
         self, model: str | None = None, version: int | None = None, timeout: float | None = None
     ) -> list[VersionStatus]:
-        """Return the state of each version the server knows of, newest first, or of one."""
+        """Return the state of each version that the server knows, newest first, or of one version."""
         return self._run(self._operations.status(self._target(model, version), self._seconds(timeout)))
 
     def metadata(
@@ -159,7 +160,7 @@ class Client(Settings):
         label: str | None = None,
         timeout: float | None = None,
     ) -> ModelMetadata:
-        """Return the signatures of a version, asked of the server anew."""
+        """Return the signatures of a version, always from the server."""
         return self._run(
             self._operations.metadata(self._target(model, version, label), self._seconds(timeout))
         )
@@ -169,26 +170,26 @@ class Client(Settings):
 
         `config` is the path of a models.config file, a dict like `{"model_config_list": {"config":
         [{"name": ..., "base_path": ..., "model_platform": "tensorflow"}]}}`, or a `ModelServerConfig`
-        message. It replaces the whole list: a model left out is unloaded. The server never gives up on a
-        new model that has no version yet; the timeout ends the waiting, not the reload.
+        message. It replaces the whole list, so a model that is left out is unloaded. The server keeps waiting
+        for a new model that has no version yet. The timeout ends the call, but not the reload.
         """
         return self._run(self._operations.reload(config, self._seconds(timeout)))
 
     def wait_until_ready(
         self, timeout: float = 60.0, model: str | None = None, version: int | None = None
     ) -> int:
-        """Return the newest AVAILABLE version (or `version`) once there is one; the server may be down yet.
+        """Wait for an AVAILABLE version (or `version`) and return its number. The server may still be down.
 
         Raises:
-            DeadlineExceededError: not within `timeout` seconds; the message has what was last seen.
-            FailedPreconditionError: the server has given up loading every version, with its reason.
+            DeadlineExceededError: If there is none within `timeout` seconds. The message has the last state.
+            FailedPreconditionError: If the server has given up loading every version, with its reason.
         """
         return self._run(
             self._operations.wait_until_ready(self._target(model, version), self._seconds(timeout))
         )
 
     def close(self) -> None:
-        """Close the connections; calls in flight fail."""
+        """Close the connections. Calls in flight fail."""
         self._closed = True
         if self._carrier.process == os.getpid():
             self._carrier.transport.close()

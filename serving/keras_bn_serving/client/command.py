@@ -1,4 +1,4 @@
-"""The command line: one question to a model server, the answer as JSON on standard output."""
+"""The command line: one request to a model server, with the answer as JSON on standard output."""
 
 import dataclasses
 import json
@@ -35,10 +35,10 @@ class _Failed(click.ClickException):
     help="Server: http://HOST:8501 (REST) or grpc://HOST:8500; https://, grpcs://, unix:/PATH.",
 )
 @click.option("--model", required=True, help="Name of the model on the server.")
-@click.option("--signature", help="Signature to call.  [default: serving_default]")
+@click.option("--signature", help="Name of the signature to call.  [default: serving_default]")
 @click.option("--version", type=int, help="Version of the model.  [default: the newest]")
 @click.option("--label", help="Label of a version, instead of its number.")
-@click.option("--output", "outputs", multiple=True, help="Only this output; may be repeated.")
+@click.option("--output", "outputs", multiple=True, help="Output to print, instead of all. May be repeated.")
 @click.option(
     "--method",
     type=click.Choice(["predict", "classify", "regress"]),
@@ -51,7 +51,7 @@ class _Failed(click.ClickException):
     type=float,
     default=1.0,
     show_default=True,
-    help="Multiply the pixels (0 to 255) of an image that is sent as numbers.",
+    help="Factor for the pixels (0 to 255) of an image that is sent as numbers.",
 )
 @click.option("--status", "ask", flag_value="status", help="Print the state of the versions instead.")
 @click.option("--metadata", "ask", flag_value="metadata", help="Print the signatures instead.")
@@ -64,9 +64,9 @@ class _Failed(click.ClickException):
 @click.option(
     "--save",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    help="Write .npy (one output) or .npz (by name) instead of printing.",
+    help="File to write instead of printing: .npy for one output, .npz for several.",
 )
-@click.option("--ca", type=click.Path(exists=True), help="PEM file of authorities to trust.")
+@click.option("--ca", type=click.Path(exists=True), help="PEM file of the certificate authorities to trust.")
 @click.option("--cert", type=click.Path(exists=True), help="PEM file of the client's certificate.")
 @click.option("--key", type=click.Path(exists=True), help="PEM file of the client's key.")
 def query(
@@ -84,21 +84,22 @@ def query(
     """Ask a model server for a prediction and print it as JSON.
 
     INPUT is JSON text, the path of a .json, .npy or .npz file, - for JSON on standard input, or an image
-    file. Several inputs are a JSON object or an .npz by name. An image is a batch of one: sent as it is
-    where the model takes strings, else decoded to pixels (needs Pillow), not resized.
+    file. Give several inputs as a JSON object or an .npz file, by name. An image is a batch of one. If the
+    model takes strings, the file is sent as it is. Otherwise it is decoded to pixels, which needs Pillow, and
+    not resized.
 
     \b
     Examples:
       keras-bn query --model digits '[[0.0, 0.5, 1.0]]'
       keras-bn query --model digits --url grpc://localhost:8500 batch.npy
       keras-bn query --model vgg --signature serving_image cat.jpg
-      keras-bn query --model digits --metadata            what the model takes and gives
-      keras-bn query --model digits --status --wait 60    block until it is up
+      keras-bn query --model digits --metadata            print inputs and outputs
+      keras-bn query --model digits --status --wait 60    wait until it is available
 
     The exit code is 0 for an answer and 2 otherwise.
     """
     if ask is None and data is None:
-        raise click.UsageError("INPUT is missing; --help shows what it can be.")
+        raise click.UsageError("INPUT is missing; --help lists its forms.")
     try:
         with Client(url, model=model, timeout=timeout, ca=ca, cert=cert, key=key) as client:
             if wait is not None:

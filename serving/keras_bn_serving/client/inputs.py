@@ -1,4 +1,4 @@
-"""From what a user passes to the arrays a signature wants, or one error that says what it wants."""
+"""Convert a user's inputs to the arrays of a signature, or raise an error that describes the signature."""
 
 import pathlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a server says about its models: signatures, tensors, the state of versions."""
+"""Metadata of models on a server: signatures, tensors, and the state of versions."""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """A way to call a model: its inputs and outputs by name, and the method it is meant for."""
+    """A way to call a model: its inputs and outputs by name, and its method."""
 
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
@@ -45,7 +45,7 @@ class ModelMetadata:
     signatures: dict[str, Signature] = field(repr=False)
 
     def signature(self, name: str | None) -> Signature:
-        """Return the signature called `name`, None for serving_default; the error lists those there are."""
+        """Return the signature called `name`, or `serving_default` for None. The error lists all names."""
         name = name or "serving_default"
         if name not in self.signatures:
             offered = ", ".join(sorted(self.signatures)) or "none"

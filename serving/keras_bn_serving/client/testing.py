@@ -1,7 +1,8 @@
 """A client with no server, for the tests of code that takes a `Client`.
 
-Everything but the network is the client's own: inputs are checked against the signature and cast, outputs
-filtered and unwrapped, unknown names refused. What a model answers is a Python function.
+Everything except the network is the same as in the client: inputs are checked against the signature and cast,
+outputs are filtered and unwrapped, and unknown names are refused. The answers of a model come from a Python
+function.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class FakeModel:
 
 
 class FakeClient(Client):
-    """`Client`, answered by functions.
+    """A `Client` whose answers come from functions.
 
     >>> from keras_bn_serving.client import Signature, TensorSpec
     >>> from keras_bn_serving.client.testing import FakeClient, FakeModel
@@ -51,7 +52,7 @@ class FakeClient(Client):
 
 
 class AsyncFakeClient(AsyncClient):
-    """`AsyncClient`, answered by functions."""
+    """An `AsyncClient` whose answers come from functions."""
 
     def __init__(
         self, models: Mapping[str, FakeModel], model: str = "default", timeout: float = 10.0

@@ -1,4 +1,4 @@
-"""What carries requests: the interface that the transports of REST and gRPC, and those of tests, have."""
+"""The interface of the transports of REST and gRPC, and of those for tests."""
 
 from typing import Protocol
 

@@ -69,7 +69,7 @@ class HttpServer:
             try:
                 response = self.answer(request)
             except Exception:
-                _log.exception("An error that nobody foresaw")
+                _log.exception("Unhandled exception")
                 response = page(500, "Internal Server Error")
             if self.loop.is_running():
                 self.loop.call_soon_threadsafe(connection.done, request, response)

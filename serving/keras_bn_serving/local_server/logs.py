@@ -1,4 +1,4 @@
-"""The log on stderr, which never fails and never blocks whoever writes to it.
+"""The log on stderr, which never fails and never blocks a caller.
 
 Lines wait in a queue for a thread that writes them. Where stderr takes no more (a full disk, a pipe that
 nobody reads), lines are lost, and the next one that is written says how many; requests are not.

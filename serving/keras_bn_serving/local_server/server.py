@@ -126,7 +126,7 @@ def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> 
 
 
 def _write_ports(path: str, ports: dict[str, int]) -> None:
-    """Let the file appear at once, and whole: whoever waits for it may use the ports."""
+    """Write the file in one step, so that a process that waits for it can use the ports at once."""
     aside = f"{path}.{os.getpid()}"
     try:
         with open(aside, "w", encoding="utf-8") as file:

@@ -29,5 +29,5 @@ def from_exception(error: BaseException) -> ServingError:
         return with_code(CODES[code], error.message)  # type: ignore[attr-defined]
     if isinstance(error, _REQUESTS_FAULT):
         return InvalidArgumentError(f"{type(error).__name__}: {error}")
-    _log.error("An error that nobody foresaw", exc_info=error)
+    _log.error("Unhandled exception", exc_info=error)
     return InternalError(f"{type(error).__name__}: {error}")
