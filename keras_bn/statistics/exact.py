@@ -33,20 +33,23 @@ class ExactSum:
         self._bins = np.zeros((_BINS, size), np.int64)
 
     def add(self, terms: ArrayLike) -> None:
-        """Add one finite number to every column, `(size,)`."""
-        fraction, exponent = np.frexp(np.asarray(terms, np.float64))
+        """Add finite numbers, `(size,)`, or `(terms, size)` for several numbers to every column."""
+        terms = np.asarray(terms, np.float64)
+        fraction, exponent = np.frexp(terms)
         mantissa = (fraction * 2.0**53).astype(np.int64)
         index, shift = np.divmod(exponent.astype(np.int64) - 53 - _LOWEST, _BITS)
-        columns = np.arange(len(mantissa))
+        size = terms.shape[-1]
+        place = (index * size + np.arange(size)).ravel()
+        bins = self._bins.reshape(-1)
         sign, magnitude = np.sign(mantissa), np.abs(mantissa)
         # In halves, since the mantissa shifted by up to 31 bits needs 84 of them.
-        for half, offset in ((magnitude & 0xFFFFFFFF, 0), (magnitude >> 32, 1)):
+        for half, offset in ((magnitude & 0xFFFFFFFF, 0), (magnitude >> 32, size)):
             shifted = half << shift
-            self._bins[index + offset, columns] += sign * (shifted & 0xFFFFFFFF)
-            self._bins[index + offset + 1, columns] += sign * (shifted >> 32)
+            np.add.at(bins, place + offset, (sign * (shifted & 0xFFFFFFFF)).ravel())
+            np.add.at(bins, place + offset + size, (sign * (shifted >> 32)).ravel())
 
     def add_product(self, left: ArrayLike, right: ArrayLike) -> None:
-        """Add the exact product of two numbers to every column."""
+        """Add the exact products of numbers, of shapes that broadcast to those of `add`."""
         for part in product(np.asarray(left, np.float64), np.asarray(right, np.float64)):
             self.add(part)
 

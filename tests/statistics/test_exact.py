@@ -34,6 +34,14 @@ def test_it_is_the_rational_sum(table):
     assert exact(total) == [sum(map(Fraction, column)) for column in table.T]
 
 
+@given(TABLES)
+@settings(max_examples=50, deadline=None)
+def test_several_terms_are_added_at_once(table):
+    total = ExactSum(table.shape[1])
+    total.add(table)
+    assert total.integers() == summed(table, table.shape[1]).integers()
+
+
 @given(TABLES, st.integers(0, 8), st.randoms())
 @settings(max_examples=50, deadline=None)
 def test_partial_sums_merge_in_any_order_to_the_same_bits(table, cut, random):

@@ -46,6 +46,18 @@ def test_shards_merge_in_any_order():
         np.testing.assert_allclose(merged.variance, whole.var(0), rtol=1e-14)
 
 
+def test_many_batches_have_the_same_moments_in_any_order_and_however_often_one_looks():
+    batches = np.random.default_rng(0).normal(1e3, 1, (50, 4, 3))
+    watched = PopulationMoments(3)
+    for i, batch in enumerate(batches[::-1], 1):
+        watched.update(batch)
+        assert watched.count == 4 * i and np.isfinite(watched.mean).all()
+    moments = shown(*batches)
+    assert moments.mean.tolist() == watched.mean.tolist()
+    assert moments.variance.tolist() == watched.variance.tolist()
+    np.testing.assert_allclose(moments.mean, batches.mean((0, 1)), rtol=1e-14)
+
+
 def test_batches_weigh_by_their_counts_and_the_spread_between_them_counts():
     moments = shown(np.zeros((9, 1)), np.full((1, 1), 10.0), channels=1)
     assert (moments.mean[0], moments.variance[0]) == (1.0, 9.0)
