@@ -66,6 +66,7 @@ def run(kind: str, seed: int, settings: Settings, data: Data) -> dict[str, Any]:
         every=settings["steps"],
         seed=seed,
     )
+    adapted, in_batches = keras_bn.convert(model).model, _normalizing_by_the_batch(model)
     result: dict[str, Any] = {
         "clean": evaluate(model, data.x_test, data.y_test)["accuracy"],
         **{method: {str(n): [] for n in settings["examples"]} for method in COLOURS},
@@ -74,38 +75,35 @@ def run(kind: str, seed: int, settings: Settings, data: Data) -> dict[str, Any]:
         images = shifted(data.x_test, kind, strength).astype("float32")
         order = np.random.default_rng(seed).permutation(len(images))
         for n in settings["examples"]:
-            new, rest = images[order[:n]], order[n:]
-
-            def accuracy(model: keras.Model, images: Any = images, rest: Any = rest) -> float:
-                return evaluate(model, images[rest], data.y_test[rest])["accuracy"]
-
-            def recalibrated(prior: float, new: Any = new) -> keras.Model:
-                return keras_bn.recalibrate(model, new, prior=prior, progress=False).model
-
-            result[SOURCE][str(n)].append(accuracy(model))
-            result[MIXED][str(n)].append(accuracy(recalibrated(PRIOR_IMAGES * side**2)))
-            result[NEW][str(n)].append(accuracy(recalibrated(0)))
-            result[BATCH][str(n)].append(_accuracy_in_batches(model, images[rest], data.y_test[rest], n))
+            new, rest = images[order[:n]], images[order[n:]]
+            labels = data.y_test[order[n:]]
+            result[SOURCE][str(n)].append(evaluate(model, rest, labels)["accuracy"])
+            for method, prior in ((MIXED, PRIOR_IMAGES * side**2), (NEW, 0)):
+                recalibrated = keras_bn.recalibrate(model, new, prior=prior, progress=False).model
+                adapted.set_weights(recalibrated.get_weights())  # one model, so that it is compiled once
+                result[method][str(n)].append(evaluate(adapted, rest, labels)["accuracy"])
+            result[BATCH][str(n)].append(_accuracy_in_batches(in_batches, rest, labels, n))
     return result
 
 
-def _accuracy_in_batches(model: keras.Model, images: np.ndarray, labels: np.ndarray, size: int) -> float:
-    """The accuracy if every batch of `size` images is normalized by its own moments."""
-    frozen = keras_bn.convert(model).model
-    for layer in frozen.layers:
-        if isinstance(layer, keras_bn.BatchNormalization):
-            layer.momentum = 1.0  # moments of the batch, and statistics that do not change
-    step = _in_training(frozen)
-    usable = len(images) - len(images) % size
-    logits = np.concatenate([step(images[i : i + size]) for i in range(0, usable, size)])
-    return float(np.mean(logits.argmax(1) == labels[:usable]))
-
-
-def _in_training(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+def _normalizing_by_the_batch(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     import tensorflow as tf
 
-    compiled = tf.function(lambda x: model(x, training=True), reduce_retracing=True)
+    copy = keras_bn.convert(model).model
+    for layer in copy.layers:
+        if isinstance(layer, keras_bn.BatchNormalization):
+            layer.momentum = 1.0  # moments of the batch, and statistics that do not change
+    compiled = tf.function(lambda images: copy(images, training=True), reduce_retracing=True)
     return lambda images: compiled(tf.constant(images)).numpy()
+
+
+def _accuracy_in_batches(
+    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray, size: int
+) -> float:
+    """The accuracy in batches of `size` images, without the last if it is short."""
+    usable = len(images) - len(images) % size
+    logits = np.concatenate([logits_of(images[i : i + size]) for i in range(0, usable, size)])
+    return float(np.mean(logits.argmax(1) == labels[:usable]))
 
 
 def draw(results: Results) -> Figure:
@@ -131,7 +129,7 @@ def draw(results: Results) -> Figure:
 
 def table(results: Results) -> str:
     """Accuracy by method and number of new images, over all kinds and strengths."""
-    header = ["", *(f"{n} images" for n in results.settings["examples"])]
+    header = ["", *("1 image" if n == 1 else f"{n} images" for n in results.settings["examples"])]
     rows = [
         [
             method,

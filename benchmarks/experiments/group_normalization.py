@@ -64,7 +64,6 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
     if name == "retrofitted VGG":
         model = keras_bn.retrofit(model, images, progress=False).model
     before = evaluate(model, data.x_test, data.y_test)
-    del model.compiled_inference  # which a copy would share
     new = exchanged(model, way, images)
     optimizer = keras.optimizers.SGD(settings["fine_tuning_rate"], momentum=0.9)
     history = train(

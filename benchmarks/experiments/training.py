@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ Measure = Callable[[keras.Model], dict[str, Any]]
 # convolutional batches its single-threaded convolutions make it several times slower.
 LARGEST_CONVOLUTIONAL_XLA_BATCH = 8
 EVALUATION_BATCH = 1000
+
+# Not attributes of the models, since a copy of a model would take over the function of the original.
+_compiled_inference: weakref.WeakKeyDictionary[keras.Model, Callable[[tf.Tensor], tf.Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def train(
@@ -72,15 +78,14 @@ def evaluate(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, floa
 
 def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """The outputs at inference, float64, from a function that is compiled once per model."""
-    if not hasattr(model, "compiled_inference"):
+    if model not in _compiled_inference:
         images = tf.TensorSpec((None, *x.shape[1:]), x.dtype)
-        model.compiled_inference = tf.function(lambda x: model(x, training=False)).get_concrete_function(
-            images
-        )
+        of_model = weakref.proxy(model)  # a key that its value refers to would never be dropped
+        compiled = tf.function(lambda x: of_model(x, training=False))
+        _compiled_inference[model] = compiled.get_concrete_function(images)
+    inference = _compiled_inference[model]
     parts = [x[i : i + EVALUATION_BATCH] for i in range(0, len(x), EVALUATION_BATCH)]
-    return np.concatenate([model.compiled_inference(tf.constant(part)).numpy() for part in parts]).astype(
-        "float64"
-    )
+    return np.concatenate([inference(tf.constant(part)).numpy() for part in parts]).astype("float64")
 
 
 def shuffled_batches(examples: int, steps: int, batch_size: int, seed: int) -> np.ndarray:

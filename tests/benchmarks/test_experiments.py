@@ -14,7 +14,7 @@ from benchmarks.experiments import data, plots, registry, tables, training
 from benchmarks.experiments.__main__ import RESULTS, main
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.results import Results
-from keras_bn import KerasBNError
+from keras_bn import BatchNormalization, KerasBNError, recalibrate
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,15 @@ def test_settings_of_every_experiment_have_the_same_keys(name):
     assert experiment.fast.keys() == experiment.full.keys() >= {"seeds"}
     assert len(set(experiment.variants(experiment.full))) == len(experiment.variants(experiment.full))
     assert json.loads(json.dumps(experiment.full)) == experiment.full
+
+
+def test_a_copy_is_evaluated_with_its_own_weights(digits):
+    model = keras.Sequential([keras.Input((8, 8, 1)), BatchNormalization(), keras.layers.Flatten()])
+    images = 3 * digits.x_test[:20]
+    before = training.predict(model, images)
+    copy = recalibrate(model, images, progress=False).model
+    np.testing.assert_array_equal(training.predict(copy, images), np.array(copy(images), "float64"))
+    assert np.abs(training.predict(copy, images) - before).max() > 0.1
 
 
 def test_unknown_experiment_lists_the_known(cli):
