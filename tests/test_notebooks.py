@@ -66,6 +66,13 @@ def test_its_links_into_the_repository_lead_somewhere(path):
         assert (FOLDER / target).exists(), target
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_needs_no_file_beside_it_and_says_how_to_install(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert "In Colab" in cells[0].source and "%pip install" in cells[0].source
+    assert ".mplstyle" not in "\n".join(cell.source for cell in cells)
+
+
 def test_missing_nbclient_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "nbclient", None)
     with pytest.raises(SystemExit, match=r"nbclient is not installed: pip install 'keras-bn\[notebooks\]'"):
@@ -73,5 +80,5 @@ def test_missing_nbclient_names_the_extra(monkeypatch):
 
 
 def test_together_they_are_small_enough_to_keep():
-    assert len(NOTEBOOKS) == 5
+    assert len(NOTEBOOKS) == 6
     assert sum(path.stat().st_size for path in NOTEBOOKS) < 3e6
