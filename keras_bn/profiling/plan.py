@@ -94,9 +94,8 @@ class Plan:
                 self.table(),
                 f"Lowest latency: {_words(latency)}, {1e3 * latency.median:.2f} ms (median, one client).\n"
                 f"{self.advice(latency)}",
-                f"Highest throughput: {_words(throughput)}, {throughput.throughput:.1f} requests/s at a "
-                f"p99 of "
-                f"{1e3 * throughput.p99:.2f} ms ({throughput.setting.clients} "
+                f"Highest throughput: {_words(throughput)}, {throughput.throughput:.1f} requests/s at a p99 "
+                f"of {1e3 * throughput.p99:.2f} ms ({throughput.setting.clients} "
                 f"clients).\n{self.advice(throughput)}",
             ]
         )

@@ -1,4 +1,4 @@
-"""How much the answer to an example depends on the other rows of its request."""
+"""Measure how much the outputs for an example depend on the other rows of its request."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ _LARGEST_BATCH = 8  # rows of a request; more examples than these do not make th
 _ROWS = 3  # rows whose answers are compared while the others are replaced
 
 _CAUSES = (
-    "A layer in training mode does that (call the model with training=False), and so does a mean, a "
-    "maximum or a "
-    "softmax over the batch axis."
+    "The cause is a layer in training mode (call the model with training=False), or a mean, a maximum or "
+    "a softmax over the batch axis."
 )
 
 
 def check_signature(path: str | os.PathLike[str], examples: Any, signature: str) -> InferenceCheck:
-    """See `keras_bn.verify_inference_mode`, whose arguments these are."""
+    """See `keras_bn.verify_inference_mode`, which has the same arguments."""
     with servable(path, signature) as served:
         made_up = generated(served.inputs, served.batch_size)
         batches = made_up if examples is None else [given(served.inputs, examples)]
@@ -57,7 +56,7 @@ def check(
         try:
             checked = _check(served, {name: values[:_LARGEST_BATCH] for name, values in batch.items()}, what)
         except tf.errors.OpError as error:
-            hint = " on made-up inputs; pass examples of real ones" if made_up else ""
+            hint = " on generated inputs; pass examples of real ones" if made_up else ""
             raise KerasBNError(f"{what} failed{hint}: {error.message}") from error
         if checked.check.spread > checked.check.tolerance or served.batch_size == 1:
             return checked
@@ -71,7 +70,7 @@ def check(
 
 
 def tolerance_of(served: Servable) -> float:
-    """The change, relative to the largest output, that rounding explains."""
+    """The change, relative to the largest output, that rounding can cause."""
     return next(value for dtype, value in _TOLERANCES.items() if dtype in served.dtypes | {tf.float64})
 
 
@@ -88,8 +87,7 @@ def _check(served: Servable, batch: Tensors, what: str) -> Checked:
         raise CheckFailedError(
             f"{what} answers the same request differently each time (by {again:.2g} of its largest output): "
             "something random, such as dropout, is left on, or a state is kept from one request to the "
-            "next; call "
-            "the layers with training=False, and keep no state."
+            "next; call the layers with training=False, and keep no state."
         )
     difference, asked = 0.0, 2
     for change, request, here, there in _compositions(batch, served.batch_size):
@@ -102,8 +100,7 @@ def _check(served: Servable, batch: Tensors, what: str) -> Checked:
         if moved > tolerance:
             raise CheckFailedError(
                 f"{what} depends on the other rows of a request: the answer to an example changes by "
-                f"{moved:.2g} "
-                f"of the largest output {change} ({tolerance:g} is rounding). {_CAUSES}"
+                f"{moved:.2g} of the largest output {change} ({tolerance:g} is rounding). {_CAUSES}"
             )
         difference = max(difference, moved)
     spread = max(largest_change(together, together, slice(row, row + 1)) for row in range(count))
@@ -130,7 +127,7 @@ def _compositions(batch: Tensors, batch_size: int | None) -> Iterator[tuple[str,
             if others is not None:
                 yield f"when {change}", others, here, here
         if batch_size is None:
-            yield "when it is asked for alone", _map(batch, lambda v, here=here: v[here]), slice(1), here
+            yield "when it is sent alone", _map(batch, lambda v, here=here: v[here]), slice(1), here
     if batch_size is None:
         yield (
             "when the request is twice as long",
@@ -151,7 +148,7 @@ def _others(batch: Tensors, row: int) -> Iterator[tuple[str, Tensors | None]]:
     one = np.full(count, (row + 1) % count)
     one[row] = row
     yield "the other rows become one example", _map(batch, lambda v: v[one])
-    yield "the other rows become like it", _map(batch, lambda v: v[np.full(count, row)])
+    yield "the other rows become copies of it", _map(batch, lambda v: v[np.full(count, row)])
     for change, function in (
         ("are 16 times as large", lambda v: 16 * v),
         ("are 16 times as small", lambda v: v / 16),

@@ -1,4 +1,4 @@
-"""The check that a SavedModel answers in inference mode."""
+"""The check that a SavedModel runs in inference mode."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from keras_bn._tensorflow import require_tensorflow
 
 @dataclass(frozen=True)
 class InferenceCheck:
-    """What `verify_inference_mode` measured; changes are relative to the largest magnitude in the output.
+    """The result of `verify_inference_mode`. Changes are relative to the largest magnitude in the output.
 
-    It is a check on some examples and not a proof for all.
+    The check covers some examples, not all possible inputs.
 
     Attributes:
-        signature: the signature that was asked.
-        examples: the number of examples it rests on.
-        requests: the number of requests in which they were asked for.
-        difference: the largest change of an example's output with the rows around it.
-        tolerance: the change that rounding explains.
-        spread: the largest difference between the outputs of two examples, which is what mixing them up
-            costs.
+        signature: Name of the signature.
+        examples: Number of examples.
+        requests: Number of requests that contained the examples.
+        difference: Largest change of an example's output when other rows of its request changed.
+        tolerance: Change that rounding can cause.
+        spread: Largest difference between the outputs of two examples, for comparison.
     """
 
     signature: str
@@ -33,46 +32,47 @@ class InferenceCheck:
     spread: float
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """The result in one line."""
         return (
             f"{self.signature}: in {self.requests} requests no answer depended on the other rows of its "
             f"request. The answers to {self.examples} examples change by {self.difference:.2g} of their "
-            f"scale with the rows around them (rounding "
-            f"explains {self.tolerance:.2g}); between examples they differ by {self.spread:.2g}."
+            f"scale with the rows around them (rounding explains {self.tolerance:.2g}); between examples "
+            f"they differ by {self.spread:.2g}."
         )
 
 
 def verify_inference_mode(
     path: str | os.PathLike[str], examples: Any = None, *, signature: str = "serving_default"
 ) -> InferenceCheck:
-    """Check that what a SavedModel answers for an example does not depend on the other rows of the request.
+    """Check that the outputs of a SavedModel for an example do not depend on the other rows of the request.
 
-    A model exported in training mode normalizes by the statistics of the request: its answers change with
-    their neighbours, and an example alone is normalized by itself. Here each of several examples stays in its
-    row while all the others are replaced: by other examples, by themselves on other scales and of the other
-    sign, by copies of it, by constant rows. Where the batch size is open it is also asked for alone and in a
-    request twice as long. The answers must agree to rounding, and the same request must have the same answer
-    twice. Any SavedModel can be checked, whoever wrote it; it is loaded into a session of its own, as
-    TensorFlow Serving does.
+    A model exported in training mode normalizes by the statistics of the request. Its outputs for an example
+    change with the other rows, and a single example is normalized by its own statistics. This function keeps
+    an example in its row and replaces all other rows: by other examples, by the same rows on other scales and
+    with the opposite sign, by copies of the example, and by constant rows. If the batch size is not fixed,
+    the example is also sent alone and in a request twice as long. The outputs must agree up to rounding, and
+    a repeated request must give the same outputs. This is done for several examples.
 
-    A signature of batch size 1 has no other rows: of it only the second answer is compared.
+    SavedModels of any origin can be checked. They are loaded into a separate session, as in TensorFlow
+    Serving. A signature of batch size 1 has no other rows, so only the repeated request is compared.
 
     Args:
-        path: the folder with `saved_model.pb`.
-        examples: two or more inputs, an array or a dict of arrays by input name, of which the first 8 are
-            used. None makes up four, or as many as the signature's batch size, from the types and shapes of
-            the signature: floats of several scales, bytes from 0 to 255, other integers 0 or 1 (every
-            embedding has those), 64 for a size left open.
-        signature: the name of the signature to ask.
+        path: Folder with `saved_model.pb`.
+        examples: Two or more inputs, an array or a dict of arrays by input name, of which the first 8 are
+            used. If None, four examples (or the signature's fixed batch size) are generated from the types
+            and shapes of the signature: floats of several scales, bytes from 0 to 255, and other integers of
+            0 or 1, which every embedding has. An unknown size becomes 64.
+        signature: Name of the signature to check.
 
     Raises:
-        KerasBNError: the outputs depend on the other rows, change from one call to the next (dropout left
-            on, a state kept), or are not finite; there is no such SavedModel or signature; the made-up
-            examples do not fit the model, which then needs `examples`; or TensorFlow is not installed.
+        KerasBNError: If the outputs depend on the other rows, change from one call to the next (because of
+            dropout or a state), or are not finite; if there is no such SavedModel or signature; if the
+            generated examples do not fit the model, which then needs `examples`; or if TensorFlow is not
+            installed.
 
     Warns:
-        UserWarning: every example has the same output, which no neighbour can be seen to change: the model is
-            saturated, or was never trained. The check needs examples of real inputs.
+        UserWarning: If every example has the same output, so that an influence of other rows would not show.
+            The model is saturated or was never trained. The check needs examples of real inputs.
     """
     require_tensorflow("keras_bn.verify_inference_mode")
     from keras_bn.saving.batch_independence import check_signature

@@ -1,4 +1,4 @@
-"""Constants of a graph: what can be computed ahead is, and what nothing reads is dropped."""
+"""Fold the constants of a graph, and remove nodes that are not needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def prune(graph: graph_pb2.GraphDef, fetches: Iterable[str]) -> graph_pb2.GraphD
 
 
 def fold_constants(graph: graph_pb2.GraphDef, fetches: list[str]) -> graph_pb2.GraphDef:
-    """Replace what depends on constants alone by its value, as this runtime computes it."""
+    """Replace nodes that depend only on constants by their values, as this runtime computes them."""
     with tf.Graph().as_default() as imported:
         tf.import_graph_def(graph, name="")
     foldable = {

@@ -1,4 +1,4 @@
-"""Comparing data with the reference that travels with an export."""
+"""Compare data with the reference that is stored in an export."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def drift(
     batch_size: int | None = None,
     steps: int | None = None,
 ) -> DriftReport:
-    """Compare data with the reference that travels with an export, as for real requests.
+    """Compare data, such as real requests, with the reference that is stored in an export.
 
     The inputs of the model are compared, and with `model` the inputs of its BN layers too. Each example is
-    described by four numbers per tensor, and these are compared as `compare` says.
+    described by four numbers per tensor, and these are compared by `compare`.
 
-    Note that `alpha` bounds the rate of false alarms for independent examples. Consecutive frames of a video
-    are not independent; take one of each scene.
+    Note: `alpha` bounds the rate of false alarms for independent examples. Consecutive frames of a video are
+    not independent, so take one of each scene.
 
     Args:
         path: A version that was exported with `reference=`, or the folder of the model's versions, of which
-            the highest is taken.
+            the highest is used.
         data: The sample: an array, a dict of arrays by input name, an iterable of either, or the file of a
-            log of TF Serving's requests. With `model`, whatever `Model.predict` takes.
-        model: The Keras model that was exported, for comparing the inputs of its BN layers.
-        alpha: The false-alarm rate.
-        batch_size: With `model`, the number of examples per batch of arrays; 32 if None.
-        steps: With `model`, the number of batches to use; all if None.
+            request log of TF Serving. With `model`, data in any form that `Model.predict` accepts.
+        model: The Keras model that was exported, to compare the inputs of its BN layers as well.
+        alpha: Rate of false alarms.
+        batch_size: Number of examples per batch of arrays, with `model`. If None, 32.
+        steps: Number of batches to use, with `model`. If None, all are used.
 
     Returns:
-        The report; its `drifted` is the verdict.
+        A `DriftReport`. Its `drifted` is the verdict.
 
     Raises:
-        KerasBNError: The version has no reference, the data does not fit it, or there are fewer than 20
-            examples.
+        KerasBNError: If the version has no reference, if the data does not fit it, or if there are fewer than
+            20 examples.
     """
     known = reference.read(path)
     names = [name.removeprefix("input ") for name in known if name.startswith("input ")]

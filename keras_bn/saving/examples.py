@@ -1,4 +1,4 @@
-"""Inputs for a signature: made up from its types and shapes, or given by the user."""
+"""Inputs for a signature, generated from its types and shapes or given by the user."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def _values(random: np.random.Generator, spec: tf.TensorSpec, count: int, larges
 def given(inputs: Mapping[str, tf.TensorSpec], examples: Any) -> Tensors:
     """Match `examples` to the inputs: a dict of arrays by name, or the array of the only input.
 
-    Of more examples than a fixed batch size, that many are taken.
+    If the batch size is fixed, extra examples are left out.
     """
     named = dict(examples) if isinstance(examples, Mapping) else dict.fromkeys(inputs, examples)
     if named.keys() != inputs.keys() or (len(inputs) > 1 and not isinstance(examples, Mapping)):
@@ -66,7 +66,7 @@ def _array(name: str, value: Any, spec: tf.TensorSpec, count: int | None) -> np.
     try:
         array = np.asarray(value, dtype=object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError) as error:
-        raise KerasBNError(f"examples for input {name!r} are no {spec.dtype.name}: {error}.") from error
+        raise KerasBNError(f"examples for input {name!r} are not {spec.dtype.name}: {error}.") from error
     array = array[:count] if array.ndim else array
     if not spec.shape.is_compatible_with(array.shape):
         raise KerasBNError(

@@ -30,69 +30,67 @@ def export(
     fused: bool = False,
     reference: Any = None,
 ) -> Path:
-    """Write `model` as `base_path/<version>/`, checked to answer in inference mode, and return that folder.
+    """Write `model` to `base_path/<version>/`, check that it runs in inference mode, and return that folder.
 
-    The version holds a SavedModel whose `serving_default` signature runs the inference path alone. Its batch
-    dimension is open unless the model fixes it. Inputs and outputs are named by the keys where the model
-    takes
-    or returns a dict, else by its input and output layers; what is not a letter, a digit or _ in an input's
-    name becomes _. A subclassed model's inputs are named by the argument of its `call`, its outputs
-    output_0 and
-    so on.
+    The version holds a SavedModel whose `serving_default` signature runs the inference path only. Its batch
+    size is not fixed unless the model fixes it. Inputs and outputs are named by the keys if the model takes
+    or returns a dict, and otherwise by its input and output layers. In the name of an input, other characters
+    than letters, digits and _ become _. The inputs of a subclassed model are named by the argument of its
+    `call`, and its outputs output_0, output_1 and so on.
 
-    Every input passes a guard, so that a request of a wrong rank or size is answered INVALID_ARGUMENT;
-    without
-    one it can end the server.
+    Every input has a guard, which answers a request of a wrong rank or size with INVALID_ARGUMENT. Without
+    it, such a request can end the server.
 
-    `keras.Model.export` writes every weight twice, as variables. Here each is written once, as a constant of
-    the graph, which the runtime computes with ahead. Where the weights are more than 128 MiB the largest of
-    them stay variables, since constants take several times their size in memory.
+    `keras.Model.export` writes every weight twice, as variables. Here, each weight is written once, as a
+    constant of the graph, so that the runtime can compute with it at load. If the weights take more than
+    128 MiB, the largest ones remain variables, since constants take several times their size in memory.
 
     The version is built in a hidden folder of `base_path`, loaded again as TensorFlow Serving loads it,
-    checked as in `verify_inference_mode`, compared with `model`, and renamed in one step: a server that polls
-    `base_path` sees a whole version or none. `assets.extra/keras_bn_export.json` in it tells what was
-    measured, and what folding did to every layer.
+    checked as in `verify_inference_mode`, compared with `model`, and renamed in one step. A server that polls
+    `base_path` sees either a complete version or none. The file `assets.extra/keras_bn_export.json` in the
+    version records the measurements, and how each layer was folded.
 
     Args:
-        model: a built Keras model of any kind; it is left as it is.
-        base_path: the local folder of the model's versions, made if it is missing.
-        version: an integer from 0 up that is not taken, or None for one more than the highest there is.
-        fold: If True, absorb BN into its neighbours first (`keras_bn.fold`), and what follows a convolution
-            inside custom layers in the graph, which changes outputs by rounding. Without it a retrofitted BN
-            stays the identity it is, to the bit.
-        precision: "float32", or "bfloat16" for convolutions and matrix products in 16 bits: sums, means and
-            softmax stay float32, as do inputs and outputs, and weights are stored in 16 bits. On a processor
-            without bfloat16 arithmetic (AVX-512 BF16 or AMX) it is slower than float32.
-        tolerance: the largest change from the outputs of `model`, relative to their largest magnitude, beyond
-            which no version appears; None for what rounding explains (1e-4 in float32), or 0.05 in bfloat16.
-        examples: two or more inputs for the check, as an array or a dict of arrays by input name; made up
-            when None, which fails for models that take strings or are particular about their integers. A
+        model: A built Keras model of any kind. It is not changed.
+        base_path: Local folder of the model's versions. It is created if it is missing.
+        version: A free version number from 0 up. If None, one more than the highest existing version.
+        fold: If True, fold BN into its neighbors first (`keras_bn.fold`), and fold multiplications and
+            additions after a convolution in the graph of custom layers. This changes outputs by rounding. If
+            False, a retrofitted BN layer remains the exact identity.
+        precision: "float32", or "bfloat16" for convolutions and matrix products in 16 bits. Sums, means,
+            softmax, inputs and outputs remain float32, and weights are stored in 16 bits. On a processor
+            without bfloat16 arithmetic (AVX-512 BF16 or AMX), bfloat16 is slower than float32.
+        tolerance: Largest allowed change from the outputs of `model`, relative to their largest magnitude. On
+            a larger change, no version is written. If None, the effect of rounding (1e-4 in float32), or
+            0.05 in bfloat16.
+        examples: Two or more inputs for the check, as an array or a dict of arrays by input name. If None,
+            they are generated, which fails for models that take strings or only certain integers. A
             subclassed model that was never called takes its shapes from them.
-        warmup: inputs, in the form of `examples`, that the server is to run as one request before the version
-            answers (`assets.extra/tf_serving_warmup_requests`); None for one example, the first of `examples`
-            or zeros; False for no warm-up.
-        batch_sizes: the allowed batch sizes of the server's batching configuration. There is a warm-up
-        request
-            of each, its rows those of `warmup` over and over. None for one request of those rows.
-        image_bytes: adds the signature `serving_image`, with the input `image_bytes`: a batch of JPEG, PNG,
-            GIF or BMP files. They are decoded, resized to the input's height and width (bilinear,
-            antialiased, the aspect ratio not kept, EXIF orientation not read) and preprocessed: "raw" leaves
-            0 to 255, "caffe", "tf" and "torch" are the modes of `keras.applications`, a function takes the
-            float32 batch.
-        fused: If True, let TensorFlow fuse the graph now instead of whenever it is loaded. The result loads
-            faster, but has operations that only TensorFlow knows: OpenVINO, LiteRT and tf2onnx cannot read
-            it. In float32 only.
+        warmup: Inputs, in the form of `examples`, that the server runs as one request before the version is
+            available (`assets.extra/tf_serving_warmup_requests`). If None, one example, which is the first of
+            `examples` or zeros. If False, there is no warm-up.
+        batch_sizes: The allowed batch sizes of the server's batching configuration. There is one warm-up
+            request of each size, which repeats the rows of `warmup`. If None, there is one request of those
+            rows.
+        image_bytes: If given, add the signature `serving_image`, with the input `image_bytes`: a batch of
+            JPEG, PNG, GIF or BMP files. They are decoded, resized to the input's height and width (bilinear
+            and antialiased, without keeping the aspect ratio or reading the EXIF orientation) and
+            preprocessed. "raw" keeps values of 0 to 255. "caffe", "tf" and "torch" are the modes of
+            `keras.applications`. A function takes the float32 batch.
+        fused: If True, let TensorFlow fuse operations of the graph at export instead of at each load. The
+            result loads faster, but OpenVINO, LiteRT and tf2onnx cannot read it, because it has operations
+            that only TensorFlow has. This is for float32 only.
 
     Raises:
-        KerasBNError: the model is not built and there are no examples; a layer is stateful; the version is
-        taken
-            or no valid number; `base_path` is a file or cannot be written; the model has no single input of
-            images; the check failed; the outputs changed by more than `tolerance`; or TensorFlow is not
-            installed. No version appears.
+        KerasBNError: If the model is not built and there are no examples; if a layer is stateful; if the
+            version exists or is not a valid number; if `base_path` is a file or cannot be written; with
+            `image_bytes`, if the model has no single input of images; if the check failed; if the outputs
+            changed by more than `tolerance`; or if TensorFlow is not installed. In all cases no version is
+            written.
 
     Warns:
-        UserWarning: the check says little, as in `verify_inference_mode`; or BN layers could not be folded as
-            layers.
+        UserWarning: If the check says little, as in `verify_inference_mode`, or if BN layers could not be
+            folded as layers.
 
     >>> import tempfile
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])

@@ -1,4 +1,4 @@
-"""How far the answers of a SavedModel are from those of the Keras model it comes from."""
+"""Compare the outputs of a SavedModel with those of the Keras model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What the comparison measured.
+    """The result of the comparison.
 
     Attributes:
-        examples: the number of examples compared.
-        difference: the largest change of an output, relative to its largest magnitude.
-        tolerance: the change allowed.
-        agreement: the fraction of examples whose largest number of the first output is in the same place, its
-            first class; None where an output has no classes.
+        examples: Number of examples compared.
+        difference: Largest change of an output, relative to its largest magnitude.
+        tolerance: Allowed change.
+        agreement: Fraction of examples for which the largest value of the first output, the predicted class,
+            is in the same place. None if an output has no classes.
     """
 
     examples: int
@@ -35,7 +35,7 @@ class Fidelity:
     agreement: float | None
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """The result in one line."""
         classes = "" if self.agreement is None else f"; the first class is the same for {self.agreement:.2%}"
         return (
             f"outputs change by at most {self.difference:.2g} of their scale on {self.examples} examples "
@@ -44,10 +44,10 @@ class Fidelity:
 
 
 def compare(signature: Signature, served: Servable, inputs: Tensors, what: str, tolerance: float) -> Fidelity:
-    """Compare `served` with the model behind `signature`, whose state is left as it is.
+    """Compare `served` with the model behind `signature`, whose state is not changed.
 
     Raises:
-        CheckFailedError: an output changes by more than `tolerance`.
+        CheckFailedError: If an output changes by more than `tolerance`.
     """
     count = len(next(iter(inputs.values())))
     expected, answers = [], []
@@ -63,10 +63,9 @@ def compare(signature: Signature, served: Servable, inputs: Tensors, what: str, 
     difference = largest_change(after, before)
     if difference > tolerance:
         raise CheckFailedError(
-            f"{what} answers otherwise once exported, by {difference:.2g} of its largest output, more than "
-            f"tolerance={tolerance:g}; no version was written. Export with precision='float32' or a larger "
-            f"tolerance "
-            "if it is in bfloat16, else with fold=False."
+            f"the outputs of the exported {what} differ by {difference:.2g} of the largest output, more than "
+            f"tolerance={tolerance:g}; no version was written. In bfloat16, export with precision='float32' or "
+            "a larger tolerance. In float32, export with fold=False."
         )
     first = signature.outputs[0]
     return Fidelity(count, difference, tolerance, _agreement(after[first], before[first]))

@@ -1,7 +1,7 @@
 """Multiplications and additions by constants, folded into the convolution before them, in a traced graph.
 
-What `keras_bn.fold` does with layers, this does with operations: for batch normalization inside custom layers
-and subclassed models, which leaves nothing but such operations behind.
+`keras_bn.fold` works on layers. This module works on operations, for batch normalization inside custom layers
+and subclassed models, which consists of such operations in the graph.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class _Map:
 
 
 def fold_graph(graph: graph_pb2.GraphDef, fetches: list[str]) -> tuple[graph_pb2.GraphDef, int]:
-    """Fold what follows convolutions and matrix products with constant filters; `graph` is edited.
+    """Fold the operations after convolutions and matrix products with constant filters. `graph` is edited.
 
     The products are computed in float64 and rounded once. Only operations of a single consumer are moved, and
     only constants with one value per channel.
 
     Args:
-        graph: a graph whose constants are folded (`fold_constants`).
-        fetches: the names of the tensors that it answers with.
+        graph: A graph whose constants are folded (`fold_constants`).
+        fetches: Names of the output tensors.
 
     Returns:
-        The graph without what is needed no more, and the number of multiplications that went into filters.
+        The graph without unused nodes, and the number of multiplications that were folded into filters.
     """
     folder = _Folder(graph, fetches)
     folded = sum(folder.fold(node) for node in list(graph.node) if _is_linear(node))
@@ -77,7 +77,7 @@ class _Folder:
                 self.consumers.setdefault(tensor_name(read), []).append(node)
 
     def fold(self, node: graph_pb2.NodeDef) -> int:
-        """Fold what follows one linear operation; the number of multiplications folded."""
+        """Fold the operations after one linear operation, and return the number of folded multiplications."""
         filters = self.constant(node.input[1])
         dtype = node.attr["T"].type
         if filters is None or dtype not in _FLOATS:

@@ -1,4 +1,4 @@
-"""What TensorFlow's own graph optimizer does at export: 16-bit arithmetic, fused operations."""
+"""TensorFlow's own graph optimizer at export: 16-bit arithmetic, fused operations."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _OPTIMIZERS = (
 def to_bfloat16(
     graph: graph_pb2.GraphDef, signatures: Mapping[str, meta_graph_pb2.SignatureDef]
 ) -> graph_pb2.GraphDef:
-    """Let convolutions and matrix products, and what lies between them, compute in bfloat16.
+    """Let convolutions, matrix products and the operations between them compute in bfloat16.
 
-    oneDNN sums in float32. Means, exponentials and softmax stay float32, and so do inputs and outputs.
+    oneDNN sums in float32. Means, exponentials, softmax, inputs and outputs remain float32.
 
     Raises:
-        KerasBNError: there is no such operation, or this machine's TensorFlow cannot convert it.
+        KerasBNError: If there is no such operation, or if TensorFlow on this machine cannot convert it.
     """
     config = config_pb2.ConfigProto()
     options = config.graph_options.rewrite_options
@@ -51,8 +51,7 @@ def to_bfloat16(
     if not any(node.op in _PRODUCTS and node.attr["T"].type == narrow for node in converted.node):
         raise KerasBNError(
             "precision='bfloat16' changes nothing: the graph has no convolution or matrix product in "
-            "float32, or "
-            "TensorFlow on this machine has no oneDNN; export with precision='float32'."
+            "float32, or TensorFlow on this machine has no oneDNN; export with precision='float32'."
         )
     return converted
 

@@ -9,12 +9,11 @@ _PLACEHOLDERS = ("Placeholder", "PlaceholderWithDefault")
 
 
 def guard(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
-    """Let every input of every signature pass an `EnsureShape` of the shape that the signature declares.
+    """Add an `EnsureShape` with the declared shape to every input of every signature.
 
-    TensorFlow Serving feeds whatever tensor a request holds. Some kernels (oneDNN's convolutions) end the
-    process when its rank is wrong. An `EnsureShape` answers INVALID_ARGUMENT instead, provided that the
-    placeholder before it declares less than the signature does: else Grappler takes the check for needless
-    and removes it.
+    TensorFlow Serving does not check the shape of a tensor in a request. Some kernels (oneDNN's convolutions)
+    end the process if its rank is wrong. `EnsureShape` answers INVALID_ARGUMENT instead. The placeholder
+    before it must declare less than the signature, or else Grappler removes the check as redundant.
     """
     graph = meta_graph.graph_def
     nodes = {node.name: node for node in graph.node}
@@ -41,7 +40,7 @@ def guard(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
 
 
 def _vaguer(shape: tensor_shape_pb2.TensorShapeProto) -> tensor_shape_pb2.TensorShapeProto:
-    """The same rank with open sizes, which every converter can read; no rank where no size is known."""
+    """The same rank with unknown sizes, which every converter can read. No rank if no size is known."""
     if all(dim.size == -1 for dim in shape.dim):
         return tensor_shape_pb2.TensorShapeProto(unknown_rank=True)
     return tensor_shape_pb2.TensorShapeProto(

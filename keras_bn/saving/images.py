@@ -17,7 +17,7 @@ Preprocess = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclass(frozen=True)
 class Decoder:
-    """What turns encoded images, a string tensor of shape (batch,), into the input `spec` of a model."""
+    """Decoder from encoded images, a string tensor of shape (batch,), to the input `spec` of a model."""
 
     spec: tf.TensorSpec
     preprocess: Preprocess

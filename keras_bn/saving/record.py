@@ -1,4 +1,4 @@
-"""The record of an export: what was done and measured, as a small JSON document inside the version."""
+"""The record of an export, a small JSON document inside the version with its settings and measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECORD = "keras_bn_export.json"
 
 
 def write_record(folder: Path, entries: Mapping[str, Any]) -> None:
-    """Write `entries` into the record of the version in `folder`; those that are there already stay."""
+    """Write `entries` into the record of the version in `folder`, and keep the existing ones."""
     file = folder / EXTRA / RECORD
     file.parent.mkdir(exist_ok=True)
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -1,4 +1,4 @@
-"""The statistics of a model's data that travel with an export, for comparing later data with them."""
+"""The statistics of a model's data that are stored in an export, to compare later data with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Statistics = dict[str, ExampleStatistics]
 
 
 def of_inputs(batch: Mapping[str, NDArray[Any]], known: Statistics | None, into: Statistics) -> None:
-    """Add a batch of a model's inputs, by name, to `into`; numbers only.
+    """Add a batch of a model's numeric inputs, by name, to `into`.
 
     Args:
         known: The reference that gives center and scale, or None to take them from this batch.
@@ -62,7 +62,7 @@ def of_model(
     Args:
         model: A built model.
         names: The names of its inputs, in order.
-        data: Whatever `Model.predict` takes.
+        data: Data in any form that `Model.predict` accepts.
         known: The reference that gives center and scale, or None.
     """
     has_normalizations = any(map(is_batch_normalization, flatten_layers(model)))
@@ -83,7 +83,7 @@ def of_model(
 
 
 def write(folder: Path, statistics: Statistics) -> dict[str, Any]:
-    """Write the statistics into a version; returns what the record says of them."""
+    """Write the statistics into a version, and return their entry for the record."""
     arrays = {
         f"{i}.{name}": array
         for i, each in enumerate(statistics.values())
@@ -104,7 +104,7 @@ def read(path: str | os.PathLike[str]) -> Statistics:
     """The statistics of a version, or of the highest version in a base path.
 
     Raises:
-        KerasBNError: There is no version, or it was exported without a reference.
+        KerasBNError: If there is no version, or if it was exported without a reference.
     """
     folder = _version(Path(path))
     file = folder / EXTRA / FILE
@@ -138,7 +138,7 @@ def _like(known: ExampleStatistics) -> ExampleStatistics:
 
 
 def _add(sight: Sight, path: str, examples: int, into: Statistics) -> None:
-    """Add what was seen of a batch; rows that do not belong to whole examples are left out."""
+    """Add the statistics of a batch. Rows that do not belong to whole examples are left out."""
     count, mean, variance = (np.asarray(each, np.float64) for each in sight.rows)
     rows, channels = mean.shape
     if not examples or rows % examples:

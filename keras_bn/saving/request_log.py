@@ -20,10 +20,10 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, NDArray[np.generic]
     """The inputs of every Predict request in a log, by name; requests of other kinds are skipped.
 
     The messages are read by the numbers of their fields in tensorflow_serving/apis, because the package that
-    has their classes, tensorflow-serving-api, is no dependency of this one.
+    has their classes, tensorflow-serving-api, is not a dependency of this one.
 
     Raises:
-        KerasBNError: The file is no log of requests, or is cut off.
+        KerasBNError: If the file is not a request log, or is truncated.
     """
     try:
         for record in tf.data.TFRecordDataset(os.fspath(path)):

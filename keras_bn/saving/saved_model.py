@@ -1,4 +1,4 @@
-"""Writing a SavedModel: weights are constants of the graph; of many, the largest are variables."""
+"""Write a SavedModel. Weights are constants of the graph, and in large models the largest are variables."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class Options:
     """How a graph is written.
 
     Attributes:
-        fold: fold what follows a convolution into it (`fold_graph`).
-        bfloat16: compute convolutions and matrix products in bfloat16.
-        fused: let TensorFlow fuse operations now, which leaves a graph that nothing else reads.
+        fold: If True, fold the operations after a convolution into it (`fold_graph`).
+        bfloat16: If True, compute convolutions and matrix products in bfloat16.
+        fused: If True, let TensorFlow fuse operations now. Only TensorFlow can read the result.
     """
 
     fold: bool = True
@@ -57,16 +57,16 @@ def write(
 ) -> int:
     """Write the `signature` of `model` as `serving_default` of a SavedModel in `folder`.
 
-    With a `decoder` a second signature, `serving_image`, takes image files; the two share the weights. The
-    weights are constants, from the smallest to the largest until they are `LARGEST_CONSTANTS` bytes; each is
-    in the files once.
+    With a `decoder`, a second signature, `serving_image`, takes image files. Both signatures share the
+    weights. The smallest weights, up to `LARGEST_CONSTANTS` bytes together, are constants. Each weight is in
+    the files once.
 
     Returns:
         The number of multiplications by constants that were folded into convolutions.
 
     Raises:
-        KerasBNError: the model changes its state when it answers: a layer is in training mode, or draws
-            random numbers, or keeps something from one call to the next.
+        KerasBNError: If the model changes its state when it is called, because a layer is in training mode,
+            draws random numbers, or keeps a state from one call to the next.
     """
     options = options or Options()
     # A constant of 16 bits is half as large, and weights of 16 bits cannot be variables.
@@ -79,8 +79,7 @@ def write(
         if options.bfloat16 or options.fused:
             raise KerasBNError(
                 f"model {model.name!r} has lookup tables, or too many weights to be constants; export it "
-                f"with "
-                "precision='float32' and fused=False."
+                "with precision='float32' and fused=False."
             )
         _write_objects(model, serve, decode, folder)
         return 0

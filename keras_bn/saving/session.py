@@ -19,9 +19,9 @@ from keras_bn.saving.examples import Tensors, batch_size
 class Servable:
     """One signature of a loaded SavedModel.
 
-    `inputs` maps names to dtype and shape, `batch_size` is the only one that the graph takes, or None,
-    `dtypes`
-    are those of every value in the graph, and `run` maps arrays by input name to arrays by output name.
+    `inputs` maps names to dtype and shape. `batch_size` is the only batch size that the graph accepts, or
+    None. `dtypes` are those of every value in the graph. `run` maps arrays by input name to arrays by output
+    name.
     """
 
     signature: str

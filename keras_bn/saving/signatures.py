@@ -19,10 +19,10 @@ from keras_bn.surgery._checks import check_keras_model
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model computes when it is served.
+    """The function of a served model.
 
-    `inputs` maps names to specifications, whose batch dimension is open unless the model fixes it; `outputs`
-    names what `call`, given the inputs in their order, returns as a list.
+    `inputs` maps names to specifications, whose batch size is unknown unless the model fixes it. `call` takes
+    the inputs in their order and returns a list, whose items `outputs` names.
     """
 
     inputs: dict[str, tf.TensorSpec]
@@ -33,20 +33,18 @@ class Signature:
 def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
     """Return the inference signature of a `model`.
 
-    Names are those of a Functional model's input and output layers, or the keys where a model takes or
-    returns
-    a dict. A subclassed model has no such layers: its only input is called as the argument of its `call`, and
-    its outputs output_0, output_1 and so on.
+    Names are those of a Functional model's input and output layers, or the keys if a model takes or returns a
+    dict. A subclassed model has no such layers. Its only input is named like the argument of its `call`, and
+    its outputs are named output_0, output_1 and so on.
 
     Args:
-        model: a model of any kind.
-        examples: inputs of a subclassed model, an array or a dict of arrays; None for the shapes that it was
-            built with and its dtype.
+        model: A model of any kind.
+        examples: Inputs of a subclassed model, an array or a dict of arrays. If None, the shapes that it was
+            built with and its dtype are used.
 
     Raises:
-        KerasBNError: `model` is not a Keras model, is not built and has no `examples`, or keeps a state
-        from one
-            call to the next; or Keras runs on another backend than TensorFlow.
+        KerasBNError: If `model` is not a Keras model, is not built and has no `examples`, or keeps a state
+            from one call to the next; or if the Keras backend is not TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
         raise KerasBNError(
@@ -80,9 +78,8 @@ def _check_stateless(model: keras.Model) -> None:
         if getattr(layer, "stateful", False):
             raise KerasBNError(
                 f"layer {layer.name!r} ({type(layer).__name__}) of model {model.name!r} is stateful: its "
-                f"answer "
-                "would depend on the requests before, of whatever client. Export the model built with "
-                "stateful=False and the same weights, and let requests hold whole sequences."
+                "answer would depend on the requests before, of whatever client. Export the model built "
+                "with stateful=False and the same weights, and let requests hold whole sequences."
             )
 
 
@@ -126,7 +123,7 @@ def _subclassed_signature(model: keras.Model, examples: Any) -> Signature:
 
 
 def _example_specs(model: keras.Model, examples: Any) -> Any:
-    """The specifications of a subclassed model's inputs, which is built by calling it where it is not yet."""
+    """The specifications of the inputs of a subclassed model. It is built by a call if necessary."""
     arrays = keras.tree.map_structure(
         np.asarray, dict(examples) if isinstance(examples, Mapping) else examples
     )

@@ -19,7 +19,7 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 def check_target(base_path: PathLike, version: int | None) -> Path:
-    """Return the folder of the versions, or raise where `publish` would refuse."""
+    """Return the folder of the versions, or raise the error that `publish` would raise."""
     if "://" in os.fspath(base_path):
         raise KerasBNError(
             f"base_path {base_path} is not a local folder; export to one and copy the version."
@@ -38,7 +38,7 @@ def publish(base_path: PathLike, version: int | None, write: Callable[[Path], No
     """Let `write` fill a new folder, then rename it to `base_path/<version>` in one step.
 
     The folder is filled inside a hidden one in `base_path`, whose name no model server takes for a version.
-    If `write` raises, whatever it raises, nothing is left behind; what the disk refuses is a `KerasBNError`.
+    If `write` raises, nothing is left behind. An error of the disk is raised as a `KerasBNError`.
     """
     base = check_target(base_path, version)
     created = [folder for folder in (base, *base.parents) if not folder.exists()]
@@ -95,7 +95,7 @@ def _rename(folder: Path, base: Path, version: int | None) -> Path:
 
 
 def _flush(folder: Path) -> None:
-    """Put every file on the disk, so that a crash after the rename cannot leave an empty version."""
+    """Write every file to the disk, so that a crash after the rename cannot leave an empty version."""
     for path in folder.rglob("*"):
         if path.is_dir():
             _flush_folder(path)

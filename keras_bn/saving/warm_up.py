@@ -20,7 +20,7 @@ def write(folder: Path, requests: Iterable[tuple[str, Tensors]]) -> None:
 def _prediction_log(signature: str, inputs: Tensors) -> bytes:
     """A serialized `tensorflow.serving.PredictionLog`.
 
-    It is put together by hand, for the package that has the message's class, tensorflow-serving-api, is no
+    It is encoded by hand, because the package with the message's class, tensorflow-serving-api, is not a
     dependency of this one. The numbers are those of the fields in tensorflow_serving/apis.
     """
     request = _field(1, _field(3, signature.encode()))  # PredictRequest.model_spec, ModelSpec.signature_name

@@ -54,7 +54,7 @@ def write_version(
     fused: bool,
     reference: Any = None,
 ) -> Path:
-    """See `keras_bn.export`, whose arguments these are."""
+    """See `keras_bn.export`, which has the same arguments."""
     check_target(base_path, version)
     _check_arguments(precision, tolerance, batch_sizes, fused)
     signature = predict_signature(model, examples)
@@ -128,7 +128,7 @@ def _check_arguments(
 
 
 def _folded(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
-    """The folded model and what the record says of it; the model itself where its layers cannot be folded."""
+    """The folded model and its entry for the record, or the model itself if its layers cannot be folded."""
     try:
         folded = fold_model(model)
     except KerasBNError as error:
@@ -151,10 +151,10 @@ def _unknown_steps_named(model: keras.Model) -> Iterator[None]:
         for layer in flatten_layers(model):
             if isinstance(layer, keras.layers.TimeDistributed) and None in tuple(layer.input.shape)[1:2]:
                 raise CheckFailedError(
-                    f"{error} Layer {layer.name!r} is a TimeDistributed with an open number of steps, "
-                    f"which Keras "
-                    "computes wrongly in a graph: give the model's Input a fixed number of steps, or leave "
-                    "TimeDistributed out around layers that work on the last axis anyway, such as Dense."
+                    f"{error} Layer {layer.name!r} is a TimeDistributed with an open number of steps, which "
+                    "Keras computes wrongly in a graph: give the model's Input a fixed number of steps, or "
+                    "leave TimeDistributed out around layers that work on the last axis anyway, such as "
+                    "Dense."
                 ) from error
         raise
 

@@ -140,9 +140,8 @@ class Linear:
             limit, largest = largest_number(dtype), max(np.abs(array).max() for array in arrays)
             if not largest <= limit:
                 raise KerasBNError(
-                    f"With BN folded in, the weights of {self.layer.name!r} reach {largest:.3g}, beyond "
-                    f"the {limit:g} "
-                    f"that {dtype} can hold; leave BN unfolded, or rebuild the model in float32."
+                    f"With BN folded in, the weights of {self.layer.name!r} reach {largest:.3g}, beyond the "
+                    f"{limit:g} that {dtype} can hold; leave BN unfolded, or rebuild the model in float32."
                 )
         return arrays
 

@@ -142,7 +142,7 @@ def estimate_shard(
     steps: int | None,
     progress: bool,
 ) -> SurgeryResult:
-    """See `keras_bn.recalibrate`, whose arguments these are."""
+    """See `keras_bn.recalibrate`, which has the same arguments."""
     index, count = checked_shard(shard)
     source = batches(model, data, batch_size, steps)
     example, stream = peek(source)

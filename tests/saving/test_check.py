@@ -193,7 +193,7 @@ def test_made_up_inputs_that_do_not_fit(tmp_path):
         return tf.cast(words, tf.float32)
 
     path = save(tmp_path / "m", call, ([None, 2], tf.int32, "words"))
-    with pytest.raises(keras_bn.KerasBNError, match="failed on made-up inputs; pass examples"):
+    with pytest.raises(keras_bn.KerasBNError, match="failed on generated inputs; pass examples"):
         keras_bn.verify_inference_mode(path)
     assert keras_bn.verify_inference_mode(path, np.arange(200, 206).reshape(3, 2)).examples == 3
 
