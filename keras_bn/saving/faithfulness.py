@@ -64,8 +64,8 @@ def compare(signature: Signature, served: Servable, inputs: Tensors, what: str, 
     if difference > tolerance:
         raise CheckFailedError(
             f"the outputs of the exported {what} differ by {difference:.2g} of the largest output, more than "
-            f"tolerance={tolerance:g}; no version was written. In bfloat16, export with precision='float32' or "
-            "a larger tolerance. In float32, export with fold=False."
+            f"tolerance={tolerance:g}; no version was written. In bfloat16, export with precision='float32' "
+            "or a larger tolerance. In float32, export with fold=False."
         )
     first = signature.outputs[0]
     return Fidelity(count, difference, tolerance, _agreement(after[first], before[first]))
