@@ -1,0 +1,1 @@
+"""A certificate: every function on models, on every family of models, checked by an oracle of its own."""

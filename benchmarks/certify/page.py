@@ -1,0 +1,113 @@
+"""The certificate as a page of the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "certificate.md"
+
+HEAD = """# Certificate
+
+What each function does to the batch normalization (BN) of the networks that people have: every family of
+keras.applications and KerasHub that has BN, and models as people write them. `make certify` runs it and
+writes this page.
+
+An oracle that shares no code with the package checks every result. It runs models eagerly, with a hook in
+every BN layer, and computes in float64 with NumPy:
+
+- `convert`, `fold`, `retrofit`, `freeze` and `export` keep the outputs. `unfreeze` gives every weight back to
+  the bit.
+- `recalibrate` gives every BN layer the mean and variance of its own inputs, and moves nothing else.
+- `inspect` reports the mean and variance of what each BN layer meets on the data.
+- `convert` and `recalibrate` keep the class of the model.
+- The model that a function is given is the same afterwards, to the bit.
+
+A cell counts the BN layers that a function handled, of those that the model calls. "+ 3" after folded layers
+are layers that became a multiply-add. A number in parentheses after the layers counts those that the model
+holds but never calls. "Inserted" is what `retrofit` adds to the layers that had no BN. Weights are random,
+and the statistics of the BN layers are set near to those of the data. Seconds are those of the whole row on
+two cores of a busy machine, and most of them are compilation.
+"""
+
+TITLES = {
+    "KerasHub": "KerasHub",
+    "yours": "Models as people write them",
+    "keras.applications": "keras.applications",
+}
+NOTES = {
+    "KerasHub": "Backbones of small configurations.",
+    "yours": "The code of each is in `benchmarks/certify/user_models.py`.",
+    "keras.applications": "The smallest member of each family. `export` is part of the other tables.",
+}
+COLUMNS = {
+    "convert": "Converted",
+    "recalibrate": "Recalibrated",
+    "fold": "Folded",
+    "retrofit": "Inserted",
+    "inspect": "Inspected",
+    "freeze": "Frozen",
+    "export": "Exported",
+}
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the page of these results."""
+    parts = [HEAD]
+    for group, title in TITLES.items():
+        own = {
+            name.split("/", 1)[1]: found for name, found in results.items() if name.split("/", 1)[0] == group
+        }
+        if own:
+            parts.append(f"## {title}\n\n{NOTES[group]}\n\n{_table(own)}{_remarks(own)}")
+    PAGE.write_text("\n".join(parts))
+
+
+def _table(own: dict[str, Any]) -> str:
+    functions = [name for name in COLUMNS if any(name in found["functions"] for found in own.values())]
+    head = ["Model", "BN layers", *(COLUMNS[name] for name in functions), "Seconds"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for name, found in own.items():
+        cells = [_cell(function, found["functions"].get(function)) for function in functions]
+        unused = found["layers"] - found["called"]
+        layers = f"{found['called']}" + (f" ({unused})" if unused else "")
+        lines.append(_line([name, layers, *cells, f"{found['seconds']:.0f}"]))
+    return "".join(lines)
+
+
+def _cell(function: str, outcome: dict[str, Any] | None) -> str:
+    if outcome is None:
+        return ""
+    if outcome["faults"]:
+        return "**fault**"
+    if outcome["refused"]:
+        return "none" if function == "retrofit" and "nothing to retrofit" in outcome["refused"] else "refused"
+    if function == "export":
+        return "yes"
+    if function == "fold" and outcome["affine"]:
+        return f"{outcome['done'] - outcome['affine']} + {outcome['affine']}"
+    return str(outcome["done"])
+
+
+def _remarks(own: dict[str, Any]) -> str:
+    """What was not handled and why, faults first."""
+    lines = []
+    for name, found in own.items():
+        for function, outcome in found["functions"].items():
+            said = [f"**fault**: {fault}" for fault in outcome["faults"]]
+            if outcome["refused"] and "nothing to retrofit" not in outcome["refused"]:
+                said.append(f"refused: {outcome['refused']}")
+            said += [f"{count} {reason}" for reason, count in outcome["reasons"].items()]
+            shown = said[:4] + ([f"and {len(said) - 4} more"] if len(said) > 4 else [])
+            if shown:
+                text = (
+                    "; ".join(" ".join(each.split()) for each in shown)
+                    .replace("*", "\\*")
+                    .replace("\\*\\*", "**")
+                )
+                lines.append(f"- {name}, `{function}`: {text}.\n".replace("..\n", ".\n"))
+    return f"\nWhat was not handled, or is a multiply-add, and why:\n\n{''.join(lines)}" if lines else ""
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
