@@ -100,7 +100,11 @@ def convert(subject: Subject) -> Outcome:
     result = keras_bn.convert(subject.model)
     new = oracle.normalizations(result.model)
     outcome = Outcome(reasons=_reasons(result.report, "converted"))
-    outcome.done = sum(type(layer) is keras_bn.BatchNormalization for layer in new)
+    outcome.done = sum(
+        type(layer) is keras_bn.BatchNormalization
+        for layer, old in zip(new, subject.layers, strict=True)
+        if id(old) in subject.moments
+    )
     outcome.faults += subject.outputs_of(result.model) + _same_class(subject.model, result.model)
     if [_values(layer.weights) for layer in new] != [_values(layer.weights) for layer in subject.layers]:
         outcome.faults.append("weights of BN layers moved")
@@ -156,15 +160,11 @@ def inspect(subject: Subject) -> Outcome:
 
 def freeze(subject: Subject) -> Outcome:
     result = keras_bn.freeze(subject.model)
-    moving = [
-        layer
-        for layer in oracle.normalizations(result.model)
-        if not getattr(layer, "frozen_statistics", False)
-        and type(layer).__name__ != "FrozenBatchNormalization"
-    ]
-    outcome = Outcome(len(subject.layers) - len(moving), reasons=_reasons(result.report, "joined", "frozen"))
+    outcome = Outcome(reasons=_reasons(result.report, "joined", "frozen"))
     outcome.faults += subject.outputs_of(result.model)
     back = keras_bn.unfreeze(result.model).model
+    # Only now, as a step of training changes the frozen model too.
+    outcome.done = subject.called - oracle.trained(result.model, subject.inputs, subject.batch_size)
     if sorted(_values(back.variables)) != sorted(_values(subject.model.variables)):
         outcome.faults.append("unfreeze does not give the weights back")
     return outcome

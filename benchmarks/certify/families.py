@@ -236,7 +236,7 @@ def densenet():
     return DenseNetBackbone(stackwise_num_repeats=[1, 2], growth_rate=4, image_shape=(32, 32, 3))
 
 
-def cspnet():
+def cspnet(block_type="dark_block", stage_type="dark"):
     from keras_hub.models import CSPNetBackbone
 
     return CSPNetBackbone(
@@ -246,8 +246,8 @@ def cspnet():
         stackwise_depth=[1, 1],
         stackwise_strides=[1, 2],
         stackwise_num_filters=[8, 8],
-        block_type="dark_block",
-        stage_type="dark",
+        block_type=block_type,
+        stage_type=stage_type,
         image_shape=(32, 32, 3),
     )
 
@@ -264,9 +264,9 @@ def basnet():
     from keras_hub.models import BASNetBackbone, ResNetBackbone
 
     encoder = ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[8, 8, 8, 8],
+        stackwise_num_filters=[64, 64, 64, 64],
         stackwise_num_blocks=[1, 1, 1, 1],
         stackwise_num_strides=[1, 2, 2, 2],
         block_type="basic_block",
@@ -280,8 +280,9 @@ def _application(name, size=32, **options):
 
 
 _SMALL_RESNET = {
-    "input_conv_filters": [8],
-    "stackwise_num_filters": [8, 16],
+    "input_conv_filters": [64],
+    "input_conv_kernel_sizes": [7],
+    "stackwise_num_filters": [64, 64],
     "stackwise_num_blocks": [1, 2],
     "stackwise_num_strides": [1, 2],
     "image_shape": (32, 32, 3),
@@ -294,7 +295,7 @@ KERAS_HUB = {
     "ResNet-vd": partial(
         resnet,
         block_type="bottleneck_block_vd",
-        **_SMALL_RESNET | {"input_conv_filters": [4, 4, 8], "input_conv_kernel_sizes": [3, 3, 3]},
+        **_SMALL_RESNET | {"input_conv_filters": [16, 16, 64], "input_conv_kernel_sizes": [3, 3, 3]},
     ),
     "DenseNet": densenet,
     "CSPNet, DarkNet": cspnet,

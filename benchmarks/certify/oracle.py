@@ -47,11 +47,9 @@ def value_of(variable: Any) -> Array:
     return np.asarray(keras.ops.convert_to_numpy(variable))
 
 
-def run(model: keras.Model, inputs: Any, batch_size: int) -> list[Array]:
-    """The outputs at inference, computed eagerly batch by batch, in float64; states start anew."""
-    for layer in all_layers(model):
-        if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
-            layer.reset_state()
+def run(model: keras.Model, inputs: Any, batch_size: int, training: bool = False) -> list[Array]:
+    """The outputs, computed eagerly batch by batch, in float64; states are reset before and after."""
+    _reset(model)
     preprocess = getattr(model, "preprocessor", None)
     if preprocess is not None:
         inputs = keras.tree.map_structure(value_of, preprocess(inputs))
@@ -60,8 +58,24 @@ def run(model: keras.Model, inputs: Any, batch_size: int) -> list[Array]:
     for start in range(0, count, batch_size):
         cut = slice(start, start + batch_size)
         batch = keras.tree.map_structure(lambda array, cut=cut: array[cut], inputs)
-        batches.append([value_of(each) for each in keras.tree.flatten(model(batch, training=False))])
+        batches.append([value_of(each) for each in keras.tree.flatten(model(batch, training=training))])
+    _reset(model)
     return [np.concatenate(parts).astype("float64") for parts in zip(*batches, strict=True)]
+
+
+def _reset(model: keras.Model) -> None:
+    for layer in all_layers(model):
+        if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
+            layer.reset_state()
+
+
+def trained(model: keras.Model, inputs: Any, batch_size: int) -> int:
+    """How many BN layers move their statistics in training."""
+    layers = normalizations(model)
+    before = [value_of(layer.moving_mean) for layer in layers]
+    run(model, inputs, batch_size, training=True)
+    after = [value_of(layer.moving_mean) for layer in layers]
+    return sum(not np.array_equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def moments(model: keras.Model, inputs: Any, batch_size: int) -> dict[int, tuple[int, Array, Array]]:

@@ -296,7 +296,7 @@ def sixteen_bits() -> Example:
 
 def _reloaded(suffix: str) -> Example:
     model, x = own_dense()
-    model.compile("adam", "mse")
+    model.compile("adam", keras.losses.MeanSquaredError())
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / f"model{suffix}")
         model.save(path)
