@@ -56,6 +56,11 @@ bench: $(STAMP)  ## speed and memory beside the peers, into benchmarks/RESULTS.m
 	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,bench]"
 	$(BIN)/python -m benchmarks
 
+.PHONY: certify
+certify: $(STAMP)  ## every function on every family of models, into docs/certificate.md; minutes
+	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,bench]"
+	$(BIN)/python -m benchmarks.certify
+
 .PHONY: notebooks
 notebooks: $(STAMP)  ## run the notebooks, outputs written into them
 	$(BIN)/python notebooks/execute.py

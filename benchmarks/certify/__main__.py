@@ -83,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"no model matches {options.only!r}; there are {', '.join(name for name, _ in models())}"
         )
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     faults = 0
     for name, make in chosen.items():
         found = certify(make, options.functions)
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         kept = results.get(name, {}).get("functions", {})
         results[name] = found | {"functions": kept | found["functions"]}
         for function, outcome in found["functions"].items():

@@ -127,7 +127,7 @@ def fold(subject: Subject) -> Outcome:
     result = keras_bn.fold(subject.model)
     affine = sum(type(layer).__name__ == "ChannelAffine" for layer in oracle.all_layers(result.model))
     left = oracle.moments(result.model, subject.inputs, subject.batch_size)
-    outcome = Outcome(subject.called - len(left), affine, _reasons(result.report, "folded"))
+    outcome = Outcome(subject.called - len(left), affine, _reasons(result.report, "folded", "absorbed"))
     outcome.faults += subject.outputs_of(result.model)
     return outcome
 

@@ -236,20 +236,21 @@ def densenet():
     return DenseNetBackbone(stackwise_num_repeats=[1, 2], growth_rate=4, image_shape=(32, 32, 3))
 
 
-def cspnet(block_type="dark_block", stage_type="dark"):
+def cspnet(**options):
     from keras_hub.models import CSPNetBackbone
 
-    return CSPNetBackbone(
-        stem_filters=8,
-        stem_kernel_size=3,
-        stem_strides=1,
-        stackwise_depth=[1, 1],
-        stackwise_strides=[1, 2],
-        stackwise_num_filters=[8, 8],
-        block_type=block_type,
-        stage_type=stage_type,
-        image_shape=(32, 32, 3),
-    )
+    arguments = {
+        "stem_filters": 8,
+        "stem_kernel_size": 3,
+        "stem_strides": 1,
+        "stackwise_depth": [1, 1],
+        "stackwise_strides": [1, 2],
+        "stackwise_num_filters": [8, 8],
+        "block_type": "dark_block",
+        "stage_type": "dark",
+        "image_shape": (32, 32, 3),
+    }
+    return CSPNetBackbone(**arguments | options)
 
 
 def xception():
@@ -271,7 +272,7 @@ def basnet():
         stackwise_num_strides=[1, 2, 2, 2],
         block_type="basic_block",
     )
-    return BASNetBackbone(image_encoder=encoder, num_classes=1, image_shape=(64, 64, 3), projection_filters=8)
+    return BASNetBackbone(image_encoder=encoder, num_classes=1, image_shape=(64, 64, 3))
 
 
 def _application(name, size=32, **options):
@@ -299,8 +300,17 @@ KERAS_HUB = {
     ),
     "DenseNet": densenet,
     "CSPNet, DarkNet": cspnet,
-    "CSPNet, cross stage": partial(cspnet, block_type="bottleneck_block", stage_type="csp"),
-    "CSPNet, cross stage 3": partial(cspnet, block_type="edge_block", stage_type="cs3"),
+    "CSPNet, cross stage": partial(
+        cspnet,
+        block_type="bottleneck_block",
+        stage_type="csp",
+        bottle_ratio=0.5,
+        block_ratio=1.0,
+        expand_ratio=2.0,
+    ),
+    "CSPNet, cross stage 3": partial(
+        cspnet, block_type="edge_block", stage_type="cs3", bottle_ratio=1.0, block_ratio=0.5, expand_ratio=1.0
+    ),
     "Xception": xception,
     "EfficientNet EdgeTPU": efficientnet_edge,
     "EfficientNetV2": efficientnet_v2,

@@ -254,7 +254,8 @@ class _Thawing:
             self._note(call, f"{layer.layer.name} inside it")
             return [copy(layer, layer=_thawed_config(layer.layer))]
         if not _is_of_freeze(layer):
-            for inner in [] if is_graph(layer) else flatten_layers(layer, include_self=False):
+            opaque = isinstance(layer, keras.Layer) and not is_graph(layer)
+            for inner in flatten_layers(layer, include_self=False) if opaque else []:
                 if getattr(inner, "frozen_statistics", False):
                     self._note(call, f"{inner.name} inside it is as the layer makes it")
             return None

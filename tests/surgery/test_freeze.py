@@ -480,3 +480,13 @@ def test_a_frozen_model_folds_as_the_original_does():
     folded = keras_bn.fold(frozen)
     assert {row.action for row in folded.report.rows} == {"folded"}
     close(outputs(folded.model, x), outputs(frozen, x), 5e-6)
+
+
+def test_a_graph_with_operations_is_unfrozen():
+    inputs = keras.Input((6, 6, 3))
+    x = keras.ops.pad(layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv")(inputs)), 1)
+    model = keras.Model(inputs, layers.Flatten()(keras.ops.relu(x[:, :, 1:5])))
+    thawed = keras_bn.unfreeze(keras_bn.freeze(model).model).model
+    assert [layer.name for layer in thawed.layers if layer.weights] == ["conv", "bn"]
+    for old, new in zip(model.weights, thawed.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
