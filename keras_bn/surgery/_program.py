@@ -6,7 +6,6 @@ time axis is joined to that of the examples. A subclassed model is a single step
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,8 +179,11 @@ def _call(node: Any) -> Callable[[list[Any]], list[Any]]:
 
 
 def _at_inference(operation: Any) -> Callable[..., Any]:
-    """The operation called with training=False if it takes that, whatever the graph says, as Keras does."""
-    function = operation.call if isinstance(operation, keras.Layer) else operation
-    if not isinstance(operation, keras.Layer) or "training" not in inspect.signature(function).parameters:
+    """The operation called with training=False, whatever the graph says, as Keras does.
+
+    Every layer takes that argument, also one whose `call` has no such parameter: it holds for the layers inside.
+    Without it, `Resizing` and the like, which have training=True by default, would set it for those after them.
+    """
+    if not isinstance(operation, keras.Layer):
         return operation
     return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})

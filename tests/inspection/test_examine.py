@@ -283,3 +283,29 @@ def test_the_page_says_what_it_rests_on_and_shows_whole_whiskers(sound):
     assert max(ticks) >= 0.99 * largest
     # The columns of the terminal, in its order.
     assert re.findall("<th>(.*?)</th>", page) == re.split(" {2,}", str(report).splitlines()[1])
+
+
+class Resized(L.Layer):
+    """Makes a layer in its call whose `training` is True by default, and takes no `training` itself."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.Sequential([L.Dense(3), L.BatchNormalization(name="inner")])
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(L.Resizing(2, 2)(x))
+
+
+def test_a_layer_whose_insides_would_train_is_observed_at_inference():
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, L.BatchNormalization(name="last")(Resized()(inputs)))
+    x = np.random.default_rng(0).normal(3, 2, (8, 4, 4, 3)).astype("float32")
+    before = [np.array(w) for w in model.weights]
+    report = keras_bn.inspect(model, x, progress=False)
+    met = np.asarray(keras.Model(inputs, model.get_layer("last").input)(x, training=False)).reshape(-1, 3)
+    np.testing.assert_allclose(report.layers[-1].data.mean, met.mean(0), rtol=1e-5)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
