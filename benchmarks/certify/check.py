@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 import traceback
@@ -70,8 +71,15 @@ class Subject:
         """How many of its BN layers are ever called."""
         return len(self.moments)
 
+    def inputs_of(self, model: keras.Model) -> Any:
+        """The inputs as a model takes them: one without the preprocessor of the subject gets its results."""
+        preprocess = getattr(self.model, "preprocessor", None)
+        if preprocess is None or getattr(model, "preprocessor", None) is not None:
+            return self.inputs
+        return keras.tree.map_structure(oracle.value_of, preprocess(self.inputs))
+
     def run(self, model: keras.Model) -> list[Any]:
-        return oracle.run(model, self.inputs, self.batch_size)
+        return oracle.run(model, self.inputs_of(model), self.batch_size)
 
     def outputs_of(self, model: keras.Model) -> list[str]:
         """A fault if a model does not have the outputs that the subject had."""
@@ -80,7 +88,7 @@ class Subject:
 
     def statistics_of(self, model: keras.Model) -> tuple[int, list[str]]:
         """How many layers hold the statistics of their own inputs, and a fault for each that does not."""
-        seen, done, faults = oracle.moments(model, self.inputs, self.batch_size), 0, []
+        seen, done, faults = oracle.moments(model, self.inputs_of(model), self.batch_size), 0, []
         for layer in oracle.normalizations(model):
             if id(layer) not in seen:
                 continue
@@ -126,7 +134,7 @@ def recalibrate(subject: Subject) -> Outcome:
 def fold(subject: Subject) -> Outcome:
     result = keras_bn.fold(subject.model)
     affine = sum(type(layer).__name__ == "ChannelAffine" for layer in oracle.all_layers(result.model))
-    left = oracle.moments(result.model, subject.inputs, subject.batch_size)
+    left = oracle.moments(result.model, subject.inputs_of(result.model), subject.batch_size)
     outcome = Outcome(subject.called - len(left), affine, _reasons(result.report, "folded", "absorbed"))
     outcome.faults += subject.outputs_of(result.model)
     return outcome
@@ -134,7 +142,8 @@ def fold(subject: Subject) -> Outcome:
 
 def retrofit(subject: Subject) -> Outcome:
     result = keras_bn.retrofit(subject.model, subject.inputs, batch_size=subject.batch_size, progress=False)
-    outcome = Outcome(len(oracle.normalizations(result.model)) - len(subject.layers))
+    seen = oracle.moments(result.model, subject.inputs_of(result.model), subject.batch_size)
+    outcome = Outcome(len(seen) - subject.called)
     outcome.faults += subject.outputs_of(result.model)
     return outcome
 
@@ -164,7 +173,9 @@ def freeze(subject: Subject) -> Outcome:
     outcome.faults += subject.outputs_of(result.model)
     back = keras_bn.unfreeze(result.model).model
     # Only now, as a step of training changes the frozen model too.
-    outcome.done = subject.called - oracle.trained(result.model, subject.inputs, subject.batch_size)
+    outcome.done = subject.called - oracle.trained(
+        result.model, subject.inputs_of(result.model), subject.batch_size
+    )
     if sorted(_values(back.variables)) != sorted(_values(subject.model.variables)):
         outcome.faults.append("unfreeze does not give the weights back")
     return outcome
@@ -211,8 +222,9 @@ def attempt(name: str, subject: Subject) -> Outcome:
         outcome = Outcome(refused=str(error))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
+        message = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras's are bold in parts
         outcome = Outcome(
-            faults=[f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"[:400]]
+            faults=[f"{type(error).__name__}: {message} ({Path(where.filename).name}:{where.lineno})"[:400]]
         )
     outcome.seconds = round(time.perf_counter() - start, 1)
     if oracle.digest(subject.model) != subject.digest:

@@ -181,8 +181,9 @@ def _call(node: Any) -> Callable[[list[Any]], list[Any]]:
 def _at_inference(operation: Any) -> Callable[..., Any]:
     """The operation called with training=False, whatever the graph says, as Keras does.
 
-    Every layer takes that argument, also one whose `call` has no such parameter: it holds for the layers inside.
-    Without it, `Resizing` and the like, which have training=True by default, would set it for those after them.
+    Every layer takes that argument, also one whose `call` has no such parameter: it holds for the layers
+    inside. Without it, `Resizing` and the like, which have training=True by default, would set it for the
+    layers after them.
     """
     if not isinstance(operation, keras.Layer):
         return operation
