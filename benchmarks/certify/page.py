@@ -97,14 +97,10 @@ def _remarks(own: dict[str, Any]) -> str:
             said = [f"**fault**: {fault}" for fault in outcome["faults"]]
             if outcome["refused"] and "nothing to retrofit" not in outcome["refused"]:
                 said.append(f"refused: {outcome['refused']}")
-            said += [f"{count} {reason}" for reason, count in outcome["reasons"].items()]
+            said += [f"{count} {reason}".replace("*", "\\*") for reason, count in outcome["reasons"].items()]
             shown = said[:4] + ([f"and {len(said) - 4} more"] if len(said) > 4 else [])
             if shown:
-                text = (
-                    "; ".join(" ".join(each.split()) for each in shown)
-                    .replace("*", "\\*")
-                    .replace("\\*\\*", "**")
-                )
+                text = "; ".join(" ".join(each.split()) for each in shown).replace("<", "&lt;")
                 lines.append(f"- {name}, `{function}`: {text}.\n".replace("..\n", ".\n"))
     return f"\nWhat was not handled, or is a multiply-add, and why:\n\n{''.join(lines)}" if lines else ""
 
