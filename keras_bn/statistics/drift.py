@@ -21,7 +21,7 @@ class DriftRow:
 
     Attributes:
         name: `input NAME` for an input of the model, or the path of a BN layer for the input of that layer.
-        shift: The median over the channels of |new mean - mean| / deviation.
+        shift: The median over the channels of `abs(new mean - mean) / deviation`.
         variance_ratio: The median over the channels of new variance / variance.
         p_value: The probability of a distance like the one found if nothing had changed, corrected for all
             tests of the report.
