@@ -9,9 +9,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "certificate.md"
 
 HEAD = """# Certificate
 
-What each function does to the batch normalization (BN) of the networks that people have: every family of
-keras.applications and KerasHub that has BN, and models as people write them. `make certify` runs it and
-writes this page.
+What each function does to the batch normalization (BN) of the networks that people have: families of KerasHub
+and keras.applications that have BN, and models as people write them. `make certify` runs it and writes this
+page. What is in no table below has not been run yet.
 
 An oracle that shares no code with the package checks every result. It runs models eagerly, with a hook in
 every BN layer, and computes in float64 with NumPy:
