@@ -6,6 +6,8 @@ one fails there first. TensorFlow need not be installed: it is imported where a 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from keras_bn.errors import KerasBNError
@@ -38,3 +40,17 @@ def optimize_graph(meta_graph: Any, config: Any) -> Any:
     from tensorflow.python.grappler import tf_optimizer
 
     return tf_optimizer.OptimizeGraph(config, meta_graph, strip_default_attributes=False)
+
+
+def is_compiled_function(value: Any) -> bool:
+    """Whether it is what `tf.function` returns."""
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(value, tf.types.experimental.PolymorphicFunction)
+
+
+def compiled_alike(function: Any, python_function: Callable[..., Any]) -> Any:
+    """Another Python function compiled with the options of `function`, which it has not traced yet.
+
+    `tf.function` is public, but the options that a function was compiled with are not.
+    """
+    return function._clone(python_function)

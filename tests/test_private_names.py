@@ -184,3 +184,16 @@ def test_a_mask_goes_with_a_tensor():
 def test_an_optional_input_says_so():
     a, b = keras.Input((2,), optional=True), keras.Input((2,))
     assert (_keras.is_optional(a), _keras.is_optional(b)) == (True, False)
+
+
+def test_a_compiled_function_has_its_options_copied():
+    tf = pytest.importorskip("tensorflow")
+    from keras_bn._tensorflow import compiled_alike, is_compiled_function
+
+    function = tf.function(lambda x: x + 1, input_signature=[tf.TensorSpec([None])], jit_compile=False)
+    other = compiled_alike(function, lambda x: x * 2)
+    assert is_compiled_function(other) and not is_compiled_function(
+        test_a_compiled_function_has_its_options_copied
+    )
+    assert other.input_signature == function.input_signature
+    np.testing.assert_array_equal(other([3.0]), [6.0])

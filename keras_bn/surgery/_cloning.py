@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from keras_bn import _keras
+from keras_bn._tensorflow import compiled_alike, is_compiled_function
 
 _FUNCTIONS_OF_TRAINING = ("train_function", "test_function", "predict_function")
 _ATOMIC = (type, types.ModuleType, types.BuiltinFunctionType, str, bytes, int, float, complex, type(None))
@@ -76,7 +77,7 @@ class Clone:
             return old
         new = _shell(old, self._of)
         self._new[id(old)] = new
-        if not isinstance(old, _IMMUTABLE):
+        if not isinstance(old, _IMMUTABLE) and not is_compiled_function(old):
             self._pending.append((old, new))
         return new
 
@@ -93,6 +94,9 @@ def exchanged_in_place(model: Any, exchanged: Iterable[tuple[Any, Any]]) -> Iter
 
     def swapped(value: Any) -> Any:
         if id(value) in new:
+            return new[id(value)]
+        if is_compiled_function(value) and web.reaches(value):  # its traces have the old layers in them
+            new[id(value)] = compiled_alike(value, swapped(value.python_function))
             return new[id(value)]
         if isinstance(value, _IMMUTABLE) and web.reaches(value):
             old_parts = list(_parts(value))
@@ -209,6 +213,9 @@ def _parts(each: Any) -> Iterator[Any]:
         yield from (each.__self__, each.__func__)
     elif isinstance(each, functools.partial):
         yield from (each.func, *each.args, *each.keywords.values())
+    elif is_compiled_function(each):
+        yield each.python_function
+        return
     elif _is_foreign(each):
         return
     yield from _attributes(each).values()
@@ -264,7 +271,11 @@ def _shell(old: Any, new_of: Callable[[Any], Any]) -> Any:
         return copy.deepcopy(old)
     if isinstance(old, types.FunctionType):
         cells = None if old.__closure__ is None else tuple(types.CellType() for _ in old.__closure__)
-        return types.FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__, cells)
+        function = types.FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__, cells)
+        function.__kwdefaults__ = old.__kwdefaults__
+        return function
+    if is_compiled_function(old):
+        return compiled_alike(old, new_of(old.python_function))
     if isinstance(old, types.MethodType):
         return types.MethodType(new_of(old.__func__), new_of(old.__self__))
     if isinstance(old, functools.partial):

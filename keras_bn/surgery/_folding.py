@@ -18,9 +18,9 @@ from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before, 
 from keras_bn.surgery._checks import check_model
 from keras_bn.surgery._cloning import Clone, exchanged_in_place, layers_in
 from keras_bn.surgery._copying import compile_alike
-from keras_bn.surgery._inlining import Inlined
+from keras_bn.surgery._inlining import Inlined, inlined_exactly
 from keras_bn.surgery._linear import Linear, misplaces_bias, why_not_plain
-from keras_bn.surgery._noise import called_in_training, change_on_noise
+from keras_bn.surgery._noise import called_in_training
 from keras_bn.surgery.graph import Call, graph_in, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Row
@@ -303,10 +303,7 @@ def _inlined(model: keras.Model, any_normalization: bool) -> Inlined:
     """The model with its BN layers in sight, as far as inlining leaves its outputs as they are."""
     if not any_normalization:
         return Inlined(model, lambda layer: False)
-    inlined = Inlined(model, is_batch_normalization)
-    if inlined.opened and change_on_noise(model, inlined.model):
-        return Inlined(model, is_batch_normalization, keep=inlined.opened)
-    return inlined
+    return inlined_exactly(model, is_batch_normalization)
 
 
 def _is_plain(layer: Any) -> bool:

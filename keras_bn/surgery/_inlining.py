@@ -7,6 +7,8 @@ what the layer computes, and is a plain graph.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +21,9 @@ from keras_bn import _keras
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.weight import Weight
 from keras_bn.surgery._cloning import Clone, layers_in
-from keras_bn.surgery._copying import Copies, parameters
-from keras_bn.surgery.graph import Call, check, graph_in, is_graph, rewrite, walk
+from keras_bn.surgery._copying import Copies, constructor, parameters
+from keras_bn.surgery._noise import differs_on_noise
+from keras_bn.surgery.graph import Call, calls, check, graph_in, is_graph, rewrite, walk
 
 
 class _Closed(Exception):
@@ -36,6 +39,8 @@ class Inlined:
         trainable: If True, the result is to be trained on, so a layer that computes something else in
             training is not inlined.
         keep: paths of layers that are not to be inlined, since the outputs would change.
+        loadable: If True, layers are inlined as well that the donor's code makes and that cannot be made from
+            their configurations: with them, the result could not be loaded from a .keras file.
 
     Attributes:
         model: the copy, Functional or Sequential; nobody else has it, so its layers may be used up.
@@ -53,29 +58,42 @@ class Inlined:
         wanted: Callable[[Any], bool],
         trainable: bool = False,
         keep: Iterable[str] = (),
+        loadable: bool = False,
     ) -> None:
         self.opened: dict[str, str] = {}
         self.closed: dict[str, str] = {path: "inlined, it computes something else" for path in keep}
-        self._wanted, self._trainable = wanted, trainable
+        self._wanted, self._trainable, self._loadable = wanted, trainable, loadable
+        self._recreatable: dict[int, tuple[Any, bool]] = {}
         if is_graph(model):
             check(model)
         clone = self._clone = Clone(model)
         self.paths = {id(clone.of(layer)): path for path, layer in layers_in(model)}
+        self._from_configuration = {id(clone.of(each)) for each in _made_from_configuration(model)}
         self._named: set[str] = set()
         self.model = clone.model if is_graph(model) else self._root(clone.model)
         while any(self._is_to_open(call.layer) for call in walk(self.model, self.paths)):
             self._named = {call.layer.name for call in walk(self.model, self.paths)}
             self.model = rewrite(self.model, self._edit, owned=True, paths=self.paths)
+        if any(_has_open_batch(call.layer) for call in walk(self.model)):
+            self.model = rewrite(self.model, _settled, owned=True, paths=self.paths)
 
     def notes(self) -> tuple[str, ...]:
         """What a report says of the layers that were inlined."""
-        if not self.opened:
-            return ()
-        kinds = ", ".join(sorted(set(self.opened.values())))
-        return (
-            "Layers of these classes were replaced by what is inside them, so the result is a plain graph of "
-            f"layers and operations: {kinds}.",
-        )
+        notes = []
+        if self.opened:
+            kinds = ", ".join(sorted(set(self.opened.values())))
+            notes.append(
+                "Layers of these classes were replaced by what is inside them, so the result is a plain "
+                f"graph of layers and operations: {kinds}."
+            )
+        layers = [call.layer for call in walk(self.model, self.paths)]
+        lost = {type(each).__name__ for each in layers if not self._is_loadable(each)}
+        if lost:
+            notes.append(
+                "Layers of these classes cannot be made from their configurations, so the result can be "
+                f"exported but not loaded from a .keras file: {', '.join(sorted(lost))}."
+            )
+        return tuple(notes)
 
     def normalizations(self, found: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Paths and layers of the donor as paths and layers of the copy."""
@@ -91,7 +109,19 @@ class Inlined:
 
     def _is_to_open(self, layer: Any) -> bool:
         path = self.paths.get(id(layer), "")
-        return path not in self.closed and _is_own(layer) and self.holds(layer)
+        if path in self.closed:
+            return False
+        return (_is_own(layer) and self.holds(layer)) or (self._loadable and not self._is_loadable(layer))
+
+    def _is_loadable(self, layer: Any) -> bool:
+        """Whether a layer can be had from a .keras file, or cannot be had from that of the donor either."""
+        if not isinstance(layer, keras.Layer) or id(layer) in self._from_configuration:
+            return True
+        if not _is_own(layer) and _keras.direct_layers(layer):
+            return True
+        if id(layer) not in self._recreatable:
+            self._recreatable[id(layer)] = layer, _is_recreatable(layer)
+        return self._recreatable[id(layer)][1]
 
     def _edit(self, call: Call, copy: Copies) -> list[Any] | None:
         if not self._is_to_open(call.layer):
@@ -190,6 +220,15 @@ class Inlined:
         return name
 
 
+def inlined_exactly(model: keras.Model, wanted: Callable[[Any], bool], trainable: bool = False) -> Inlined:
+    """A model inlined as far as its outputs stay what they are, to the bit."""
+    for loadable in (True, False):
+        inlined = Inlined(model, wanted, trainable, loadable=loadable)
+        if not inlined.opened or not differs_on_noise(model, inlined.model):
+            return inlined
+    return Inlined(model, wanted, trainable, keep=inlined.opened)
+
+
 class _Opening:
     """Stands for a layer in a chain of layers to call; calls what is inside instead.
 
@@ -215,6 +254,24 @@ class _Opening:
 def _is_own(layer: Any) -> bool:
     """Whether its class is not one of Keras's, whose calls are made of loops or are no graphs."""
     return isinstance(layer, keras.Layer) and not type(layer).__module__.startswith("keras.")
+
+
+def _made_from_configuration(model: Any) -> Iterator[Any]:
+    """The layers of those graphs in a model that a .keras file of the model holds layer by layer."""
+    if is_graph(model) and constructor(model) is type(model):
+        for call in calls(model):
+            yield call.layer
+            yield from _made_from_configuration(graph_in(call.layer))
+
+
+def _is_recreatable(layer: Any) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of a lambda that it serializes
+            type(layer).from_config(layer.get_config())
+    except Exception:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:
@@ -246,6 +303,31 @@ def _operations(outputs: Any, inputs: list[Any]) -> list[Any]:
 def _constants(outputs: Any, inputs: list[Any]) -> Iterator[Any]:
     for node in _nodes_between(outputs, inputs):
         yield from keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+
+
+def _has_open_batch(operation: Any) -> bool:
+    """Whether it reshapes to `(ops.shape(x)[0], ...)`, None for a symbolic tensor, which does not run."""
+    shape = getattr(operation, "newshape", None) or (1,)
+    return shape[0] is None and None not in shape[1:]
+
+
+def _settled(call: Call, copy: Copies) -> list[Any] | None:
+    return [_Settling(copy(call.layer))] if _has_open_batch(call.layer) else None
+
+
+class _Settling:
+    """Stands for a reshaping with an open batch axis; gives it a shape that runs when it is called."""
+
+    def __init__(self, operation: Any) -> None:
+        self.operation, self.call = operation, operation.call
+
+    def __call__(self, inputs: Any) -> Any:
+        rest, old = list(self.operation.newshape[1:]), inputs.shape[1:]
+        if None not in old:
+            if -1 in rest:
+                rest[rest.index(-1)] = math.prod(old) // abs(math.prod(rest))
+            return type(self.operation)((-1, *rest), name=self.operation.name)(inputs)
+        return self.operation(inputs)
 
 
 def _signature(outputs: Any, inputs: list[Any]) -> list[Any]:

@@ -28,6 +28,23 @@ def change_on_noise(before: keras.Model, after: keras.Model, data: Any = None) -
         return None
 
 
+def differs_on_noise(before: keras.Model, after: keras.Model) -> bool:
+    """Whether an output of two examples of noise differs by a bit, or only the second model fails on them.
+
+    False where that cannot be seen: a model takes no floats, or the first one fails on noise too.
+    """
+    noise = _noise_for(before if getattr(before, "inputs", None) else after)
+    try:
+        expected = [] if noise is None else _outputs(before, noise)
+    except Exception:  # as above
+        return False
+    try:
+        outputs = _outputs(after, noise) if expected else []
+    except Exception:  # what an operation raises is a matter of the backend
+        return True
+    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, outputs, strict=True))
+
+
 def _change(before: keras.Model, after: keras.Model, inputs: Any) -> float:
     pairs = zip(_outputs(before, inputs), _outputs(after, inputs), strict=True)
     return max(float(np.abs(new - old).max(initial=0.0)) for old, new in pairs)

@@ -139,7 +139,19 @@ def losses(donor: keras.Model, result: keras.Model) -> tuple[str, ...]:
         )
     if donor.compiled and not result.compiled:
         notes.append("The result is not compiled: the compile configuration cannot be deserialized.")
+    steps = _steps(donor)
+    if result.compiled and _steps(result) != steps:
+        notes.append(
+            f"The optimizer starts anew: its state after {steps} steps belongs to weights that the result "
+            "does not have."
+        )
     return tuple(notes)
+
+
+def _steps(model: keras.Model) -> int:
+    """How many steps the optimizer of a model has made."""
+    optimizer = getattr(model, "optimizer", None)
+    return 0 if optimizer is None else int(optimizer.iterations)
 
 
 def is_graph(model: Any) -> bool:

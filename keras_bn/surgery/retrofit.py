@@ -13,9 +13,8 @@ from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.moments import along
 from keras_bn.surgery._checks import check_layer_class, check_model, check_number, check_weights
 from keras_bn.surgery._comparison import compare
-from keras_bn.surgery._inlining import Inlined
+from keras_bn.surgery._inlining import inlined_exactly
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
-from keras_bn.surgery._noise import change_on_noise
 from keras_bn.surgery._placement import KINDS, places
 from keras_bn.surgery.graph import losses, rewrite, walk
 from keras_bn.surgery.observe import Observer, peek
@@ -118,7 +117,7 @@ def retrofit(
     check_model(model)
     check_weights(model)
     source = batches(model, data, batch_size, steps)
-    inlined = _inlined(model)
+    inlined = inlined_exactly(model, lambda layer: isinstance(layer, KINDS), trainable=True)
     found = list(walk(inlined.model, inlined.paths))
     chosen, left_alone = places(inlined, layers, position == "before_activation")
     if not chosen:
@@ -142,14 +141,6 @@ def retrofit(
     in_order = _in_graph_order(rows, [call.path for call in found])
     notes = (*inlined.notes(), *losses(model, result))
     return SurgeryResult(result, Report("retrofit", in_order, difference, notes))
-
-
-def _inlined(model: keras.Model) -> Inlined:
-    """The model with custom layers inlined, if inlining changes no output."""
-    inlined = Inlined(model, lambda layer: isinstance(layer, KINDS), trainable=True)
-    if inlined.opened and change_on_noise(model, inlined.model):
-        return Inlined(model, lambda layer: isinstance(layer, KINDS), trainable=True, keep=inlined.opened)
-    return inlined
 
 
 def _plus(inputs: Any, bias: Any, axis: int) -> Any:

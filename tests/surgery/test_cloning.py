@@ -183,3 +183,43 @@ def test_a_failure_half_way_through_an_exchange_is_undone(donor, monkeypatch):
     with pytest.raises(KeyboardInterrupt), exchanged_in_place(model, pairs):
         pass
     assert everything(model) == before
+
+
+def compiled_inference():
+    """A model that holds tf.functions of itself, which have been traced."""
+    tf = pytest.importorskip("tensorflow")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow compiles its own functions")
+    model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(name="bn"), layers.Dense(2)])
+    model.compiled_inference = tf.function(lambda x: model(x), input_signature=[tf.TensorSpec([None, 3])])
+    model.functions = {"method": tf.function(model.call), "pure": tf.function(lambda x, *, by=2.0: x * by)}
+    x = people.normal(4, 3)
+    for function in (model.compiled_inference, *model.functions.values()):
+        function(x)
+    return model, x
+
+
+def test_compiled_functions_of_a_clone_run_the_clone():
+    model, x = compiled_inference()
+    expected = np.asarray(model(x))
+    clone = Clone(model).model
+    for weight in clone.layers[-1].weights:
+        weight.assign(weight * 2)
+    assert np.abs(np.asarray(clone(x)) - expected).max() > 0
+    for function in (clone.compiled_inference, clone.functions["method"]):
+        np.testing.assert_allclose(function(x), clone(x), rtol=1e-6)
+    np.testing.assert_allclose(model.compiled_inference(x), expected, rtol=1e-6)
+    assert clone.compiled_inference.input_signature == model.compiled_inference.input_signature
+    np.testing.assert_array_equal(clone.functions["pure"](x), 2 * x)
+
+
+def test_compiled_functions_run_the_layers_exchanged_in_place():
+    model, x = compiled_inference()
+    old = model.get_layer("bn")
+    before = model.compiled_inference
+    with exchanged_in_place(model, [(old, Plus(name="bn"))]):
+        np.testing.assert_allclose(model.compiled_inference(x), model(x), rtol=1e-6)
+    with pytest.raises(KeyError), exchanged_in_place(model, [(model.get_layer("bn"), old)]):
+        raise KeyError
+    np.testing.assert_allclose(model.compiled_inference(x), model(x), rtol=1e-6)
+    assert model.compiled_inference is not before

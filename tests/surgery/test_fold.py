@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_bn
 from keras_bn.errors import KerasBNError
@@ -479,6 +480,112 @@ def test_models_of_keras_hub(family):
             np.testing.assert_allclose(new, old, rtol=0, atol=1e-4 * np.abs(old).max())
 
 
+def made_by_code(make):
+    """A layer that holds, beside a convolution with BN, one of `make`."""
+
+    class Made(L.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.conv, self.bn, self.other = L.Conv2D(4, 3, padding="same"), L.BatchNormalization(), make()
+
+        def build(self, shape):
+            self.conv.build(shape)
+            self.bn.build((*shape[:-1], 4))
+            if isinstance(self.other, Gate):
+                self.other.build((*shape[:-1], 4))
+
+        def call(self, x):
+            return self.other(self.bn(self.conv(x)))
+
+    return keras.Sequential([keras.Input((8, 8, 3)), Made()])
+
+
+class Gate(L.Layer):
+    """Its configuration has an entry that its constructor does not take."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(units, "sigmoid")
+
+    def build(self, shape):
+        self.dense.build((shape[0], shape[-1]))
+
+    def call(self, x):
+        return x * self.dense(ops.mean(x, (1, 2)))[:, None, None]
+
+    def get_config(self):
+        return {**super().get_config(), "spatial": [1, 2]}
+
+
+class Tokens(Gate):
+    """Also asks for the batch size, which a symbolic tensor does not know."""
+
+    def call(self, x):
+        batch, height, width, channels = ops.shape(x)
+        tokens = self.dense(ops.reshape(x, (batch, -1, channels)))
+        return ops.reshape(tokens, (batch, height, width, -1)) + x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Gate(4),
+        lambda: Tokens(4),
+        lambda: L.Activation(lambda x: keras.activations.gelu(x, approximate=False)),
+        lambda: L.Lambda(lambda x: ops.tanh(x) * 2),
+    ],
+    ids=["gate", "tokens", "activation", "lambda"],
+)
+def test_what_has_no_configuration_beside_a_normalization_does_not_keep_the_result_from_loading(
+    make, tmp_path
+):
+    model = made_by_code(make)
+    scramble(model)
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype("float32")
+    result = keras_bn.fold(model)
+    assert [row.action for row in result.report.rows] == ["folded"]
+    folded = result.model.predict(x, verbose=0)
+    np.testing.assert_allclose(folded, model.predict(x, verbose=0), rtol=1e-5, atol=1e-5)
+    result.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), folded)
+
+
+def test_a_layer_of_the_donor_s_own_graph_stays_even_where_it_cannot_be_loaded():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), L.Conv2D(4, 3), L.BatchNormalization(), Gate(4, name="gate")]
+    )
+    assert type(keras_bn.fold(model).model.get_layer("gate")) is Gate
+
+
+def test_a_layer_that_has_no_configuration_and_no_graph_is_named():
+    class Noisy(Gate):
+        def __init__(self, units, **kwargs):
+            super().__init__(units, **kwargs)
+            self.seed = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            return x + keras.random.normal(ops.shape(x)[1:], seed=self.seed)
+
+    report = keras_bn.fold(made_by_code(lambda: Noisy(4))).report
+    assert [row.action for row in report.rows] == ["folded"]
+    assert any("not loaded from a .keras file: Noisy" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "family", [families.mobilenet, families.mobilenet_v5, families.segformer], ids=lambda each: each.__name__
+)
+def test_folded_models_of_keras_hub_load(family, tmp_path):
+    pytest.importorskip("keras_hub")
+    model = families.scramble(family())
+    folded = keras_bn.fold(model).model
+    folded.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    inputs = families.inputs_for(model)
+    for old, new in zip(*(people.outputs(m, inputs) for m in (folded, loaded)), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 class Raw(L.Layer):
     """Its call leaves keras.ops for NumPy, so it does not run on symbolic tensors."""
 
@@ -683,6 +790,19 @@ def test_padding_goes_into_the_convolution(kind, padding, conv, shape, options):
 def test_other_padding_stays(padding, shape, options):
     stack = [keras.Input(shape), L.ZeroPadding2D(padding), L.Conv2D(4, 3, **options)]
     assert not keras_bn.fold(keras.Sequential(stack)).report.rows
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_new_optimizer_is_said_to_be_new(steps):
+    model = keras.Sequential([keras.Input((3,)), L.Dense(2), L.BatchNormalization()])
+    model.compile("adam", "mse")
+    if steps:
+        model.fit(np.ones((2 * steps, 3)), np.ones((2 * steps, 2)), batch_size=2, verbose=0)
+    result = keras_bn.fold(model)
+    assert int(result.model.optimizer.iterations) == 0
+    said = [note for note in result.report.notes if "optimizer starts anew" in note]
+    assert len(said) == (steps > 0)
+    assert all(f"after {steps} steps" in note for note in said)
 
 
 def test_a_model_without_normalization_is_copied():
