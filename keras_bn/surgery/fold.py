@@ -32,7 +32,9 @@ def fold(model: keras.Model) -> SurgeryResult:
     A custom layer or subclassed model that contains BN is replaced by the graph of its `call`, so that BN in
     it is folded as well, and the result is a plain graph. This requires a `call` made of layers and
     `keras.ops`. Otherwise, and in the cells of recurrent layers, a BN layer becomes a multiply-add in its
-    place and the classes are kept.
+    place and the classes are kept. Layers inside it that cannot be created from their configurations are
+    replaced in the same way, so that the result can be loaded from a `.keras` file. If that is not possible,
+    a note of the report names them.
 
     A zero padding layer before a convolution is removed if padding "same" of the convolution adds exactly
     the same zeros.
