@@ -32,13 +32,14 @@ test: check  ## lint, type-check and run every test
 
 BACKEND_TESTS := tests/layers tests/kernels tests/statistics/test_moments.py tests/statistics/test_running.py \
 	tests/statistics/test_population.py tests/surgery/test_observe.py tests/surgery/test_selection.py \
-	tests/surgery/test_activations.py tests/inspection/test_callback.py
+	tests/surgery/test_activations.py tests/surgery/test_copying.py tests/surgery/test_laws.py \
+	tests/inspection/test_callback.py
 
 .PHONY: test-backends
-test-backends: $(STAMP)  ## layers, statistics, observation on JAX and PyTorch; `make test` runs them on TensorFlow
+test-backends: $(STAMP)  ## layers, statistics, surgery on JAX and PyTorch; `make test` runs them on TensorFlow
 	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,backends]"
 	for backend in jax torch; do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile $(BACKEND_TESTS) || exit 1; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(BACKEND_TESTS) || exit 1; \
 	done
 
 .PHONY: check

@@ -88,4 +88,4 @@ def change(old: Any, new: Any) -> float | None:
     values = values * np.sqrt(variance) + mean
     x = ops.cast(np.moveaxis(values, -1, old.axis), old.compute_dtype)
     apart = ops.cast(old(x, training=False), "float32") - ops.cast(new(x, training=False), "float32")
-    return float(ops.max(ops.abs(apart)))
+    return float(ops.convert_to_numpy(ops.max(ops.abs(apart))))

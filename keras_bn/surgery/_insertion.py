@@ -136,7 +136,13 @@ def identity_row(place: Place, layer: Any, bias: np.ndarray | None) -> Row:
     reason = f"{layer.name} inserted" + ("" if place.after is place.call else f" after {place.after.path}")
     reason += ", activation split out" if place.activation is not None else ""
     reason += ", bias absorbed" if bias is not None else ""
-    return Row(place.call.path, type(place.call.layer).__name__, "retrofitted", reason, float(difference))
+    return Row(
+        place.call.path,
+        type(place.call.layer).__name__,
+        "retrofitted",
+        reason,
+        float(ops.convert_to_numpy(difference)),
+    )
 
 
 def _split_out(place: Place) -> list[Any]:

@@ -1,0 +1,90 @@
+"""The laws of surgery, on whatever backend Keras runs on."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_bn
+
+IMAGES = np.random.default_rng(0).normal(2, 3, (24, 8, 8, 3)).astype("float32")
+
+
+def plain():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="conv1")(inputs)
+    x = layers.Conv2D(5, 3, activation="relu", name="conv2")(x)
+    return keras.Model(inputs, layers.Dense(2, name="out")(layers.Flatten()(x)))
+
+
+def normalized():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv1")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn1")(x))
+    x = layers.BatchNormalization(name="bn2")(layers.DepthwiseConv2D(3, name="depthwise")(x))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(layers.Flatten()(layers.ReLU()(x))))
+    random = np.random.default_rng(1)
+    model.set_weights([random.uniform(0.5, 1.5, weight.shape) for weight in model.weights])
+    return model
+
+
+def answers(model):
+    return model.predict(IMAGES, verbose=0)
+
+
+@pytest.fixture(params=["retrofit", "recalibrate", "fold", "convert", "freeze", "inspect"])
+def surgery(request):
+    """A function of the package, its donor and the donor as it was."""
+    function = getattr(keras_bn, request.param)
+    donor = plain() if request.param == "retrofit" else normalized()
+    arguments = (IMAGES,) if request.param in ("retrofit", "recalibrate", "inspect") else ()
+    return lambda: function(donor, *arguments), donor
+
+
+def test_the_donor_is_left_alone(surgery):
+    operate, donor = surgery
+    weights, outputs, config = donor.get_weights(), answers(donor), donor.get_config()
+    operate()
+    assert donor.get_config() == config
+    assert np.array_equal(answers(donor), outputs)
+    for old, new in zip(weights, donor.get_weights(), strict=True):
+        assert np.array_equal(old, new)
+
+
+def test_retrofit_inserts_the_identity_to_the_bit():
+    result = keras_bn.retrofit(plain(), IMAGES, progress=False)
+    inserted = [layer for layer in result.model.layers if isinstance(layer, keras_bn.BatchNormalization)]
+    assert len(inserted) == 2
+    for layer in inserted:
+        values = np.random.default_rng(2).normal(0, 100, (9, 5, 5, layer.gamma.shape[0])).astype("float32")
+        assert np.array_equal(ops.convert_to_numpy(layer(values, training=False)), values)
+
+
+def test_fold_is_exact():
+    donor = normalized()
+    folded = keras_bn.fold(donor).model
+    assert not [layer for layer in folded.layers if isinstance(layer, layers.BatchNormalization)]
+    expected = answers(donor)
+    # A handful of float32 roundings in sums of some hundred terms.
+    np.testing.assert_allclose(answers(folded), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_statistics_do_not_depend_on_how_the_data_is_cut(batch_size):
+    models = [
+        keras_bn.recalibrate(normalized(), IMAGES, batch_size=size, estimator="sequential").model
+        for size in (24, batch_size)
+    ]
+    for whole, cut in zip(*(model.get_weights() for model in models), strict=True):
+        # Rows are reduced in float32; a batch of another size may run another kernel.
+        np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_convert_there_and_back_gives_the_same_model():
+    donor = normalized()
+    converted = keras_bn.convert(donor).model
+    assert isinstance(converted.get_layer("bn1"), keras_bn.BatchNormalization)
+    assert np.abs(answers(converted) - answers(donor)).max() <= 1e-5 * np.abs(answers(donor)).max()
+    back = keras_bn.convert(converted, to="keras").model
+    assert type(back.get_layer("bn1")) is layers.BatchNormalization
+    assert np.array_equal(answers(back), answers(donor))
