@@ -1,4 +1,4 @@
-"""What fine-tuning with frozen statistics costs: `keras_bn.freeze` beside its alternatives.
+"""The cost of fine-tuning with frozen statistics: `keras_bn.freeze` and its alternatives.
 
 `python -m benchmarks.freeze [--backend tensorflow|jax|torch] [--fast]` prints, for ResNet50 and MobileNetV2,
 the time of a training step and the memory it takes on top of the model:

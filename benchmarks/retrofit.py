@@ -1,4 +1,4 @@
-"""What a retrofit costs, and what it buys when training goes on.
+"""The cost of a retrofit, and its benefit in further training.
 
 `python -m benchmarks.retrofit [--fast]` prints the time of calibration beside one plain `predict` over the
 same data, the memory it takes as the data grows, and how many steps a network with and without retrofitted

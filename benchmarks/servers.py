@@ -1,4 +1,4 @@
-"""What the benchmark of the local server measures: models, servers that serve them, cheap ways to ask."""
+"""The parts of the benchmark of the local server: models, servers, and cheap clients."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ ODD = [
 
 
 class Counts:
-    """What the clients met since `take` was last called."""
+    """The events of the clients since `take` was last called."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

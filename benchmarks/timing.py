@@ -1,4 +1,4 @@
-"""Fair timing: candidates take turns, so that whatever else the machine does hits all of them alike."""
+"""Fair timing: candidates take turns, so that other load on the machine affects all of them equally."""
 
 import gc
 import os

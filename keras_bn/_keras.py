@@ -55,7 +55,7 @@ def structures(model: Any) -> tuple[Any, Any]:
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What a compiled model was compiled with, as objects; `get_compile_config` serializes them."""
+    """The arguments that a model was compiled with, as objects. `get_compile_config` serializes them."""
     return dict(model._compile_config.config)
 
 
@@ -175,7 +175,7 @@ def setattr_plain(target: Any, name: str, value: Any) -> None:
 
 
 def identities_stored(tracker: Any) -> dict[str, set[int]]:
-    """What a tracker's table of the identities of its objects must be."""
+    """The correct table of the identities of a tracker's objects."""
     return {name: {id(each) for each in store} for name, (_, store) in tracker.config.items()}
 
 

@@ -234,7 +234,7 @@ def _batches(images: np.ndarray) -> list[np.ndarray]:
 
 
 def _training_mode_difference(model: keras.Model, images: np.ndarray) -> float:
-    """How far the same image's answers lie apart in two batches when the batch's own moments normalize it.
+    """The difference between the answers to an image in two batches that are normalized by their own moments.
 
     Pairs against the whole batch: a batch of one leaves one value per channel in the dense layers, of which
     there is no variance, and the layer refuses it.

@@ -1,4 +1,4 @@
-"""What an experiment is, and how one is run: every variant with every seed, saved run by run."""
+"""An experiment, which runs every variant with every seed and saves each run."""
 
 from __future__ import annotations
 

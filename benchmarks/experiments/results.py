@@ -55,7 +55,7 @@ class Results:
         return len({seed for _, seed in self._runs})
 
     def of(self, variant: str) -> list[dict[str, Any]]:
-        """What `variant` gave, a dict for every seed."""
+        """The results of `variant`, a dict for every seed."""
         return [run["result"] for (name, _), run in self._runs.items() if name == variant]
 
     def values(self, variant: str, *keys: str) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What is in a model's BN layers, and whether it is healthy."""
+"""Inspect the BN layers of a model."""

@@ -331,7 +331,7 @@ class BatchNormalization(keras.layers.Layer):
             key = str(index)
             if values and key not in values and id(variable) in missing:
                 values[key] = np.array(missing[id(variable)])
-            # Statistics of all rows or channels alike may be stored once.
+            # Equal statistics of all rows or channels may be stored once.
             if key in values and values[key].ndim < len(variable.shape):
                 values[key] = np.broadcast_to(values[key], variable.shape)
         super().load_own_variables(values)

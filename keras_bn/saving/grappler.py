@@ -14,7 +14,7 @@ from keras_bn.errors import KerasBNError
 _CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
 _PRODUCTS = {"Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul", "BatchMatMul", "BatchMatMulV2"}
 
-# What the runtime does with every graph that it loads. One by one, for there is no switch for all.
+# The optimizations that the runtime applies to every graph. There is no switch for all of them.
 _OPTIMIZERS = (
     "layout_optimizer",
     "constant_folding",

@@ -64,7 +64,7 @@ def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
         takes, returns = model.inputs[0], model.outputs[0]
     else:
         takes, returns = model.input, model.output
-    # What a function of TensorFlow can call an argument; `keras.Model.export` does the same.
+    # The name that a function of TensorFlow can give an argument; `keras.Model.export` does the same.
     names = [re.sub(r"\W", "_", name, flags=re.ASCII) for name in _names(takes)]
     inputs = {
         name: tf.TensorSpec(tensor.shape, tensor.dtype, name)

@@ -1,4 +1,4 @@
-"""How far new data is from the data whose statistics are known, with a known rate of false alarms."""
+"""Compare new data with data whose statistics are known, with a known rate of false alarms."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Affine:
 
 
 def affine_of(call: Call) -> Affine:
-    """What the BN layer of `call` does at inference.
+    """The function of the BN layer of `call` at inference.
 
     Raises:
         KerasBNError: if a weight or statistic makes it NaN or infinite.

@@ -1,9 +1,9 @@
 """A whole model copied, or changed in place, object by object, with some of its layers exchanged.
 
 A model is a web of Python objects: layers that hold layers in attributes, lists and dictionaries, the nodes
-of graphs, variables, optimizers. The web is walked once. What reaches a layer or a variable is copied, the
-rest is shared. So nothing needs a configuration, every name stays, and a layer is exchanged wherever it is
-held.
+of graphs, variables, optimizers. Every object is visited once. An object that refers to a layer or a
+variable is copied, and the rest is shared. So no configuration is needed, every name is preserved, and a
+layer is replaced wherever it is held.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Clone:
         _finish(self._web, self._new)
 
     def of(self, original: Any) -> Any:
-        """What stands in the copy for an object of the model; the object itself if that is shared.
+        """The counterpart of an object of the model in the copy, or the object itself if it is shared.
 
         Raises:
             KeyError: if it is a layer or variable that the model does not hold.
@@ -197,7 +197,7 @@ def _is_storage(each: Any) -> bool:
 
 
 def _parts(each: Any) -> Iterator[Any]:
-    """What an object holds, as far as it can matter to a model."""
+    """The contents of an object that can matter to a model."""
     if isinstance(each, _ATOMIC) or _is_storage(each):
         return
     if isinstance(each, dict):

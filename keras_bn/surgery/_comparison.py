@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart."""
+"""The difference between the outputs of two models."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Copies:
 
     Args:
         model: the donor.
-        owned: If True, the layers of the donor themselves are taken: nobody else has it.
+        owned: If True, the layers of the donor are used instead of copies, because nothing else uses it.
     """
 
     def __init__(self, model: keras.Model, owned: bool = False) -> None:

@@ -25,7 +25,7 @@ from keras_bn.surgery.graph import Call, graph_in, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Row
 
-# What becomes of calls, by path: a BN layer that is merged, a layer with other weights.
+# The result for each call, by path: a BN layer that is merged, or a layer with other weights.
 Changes: TypeAlias = "dict[str, Affine | Linear]"
 
 
@@ -116,7 +116,7 @@ class FoldPlan:
         return result
 
     def _edit(self, call: Call, copy: Callable[..., Any]) -> list[keras.Layer] | None:
-        """What stands in the new model for a call of the old one, as `rewrite` asks."""
+        """The layers in the new model for a call of the old one, for `rewrite`."""
         if call.path in self._absorbed:
             if not call.is_model_output:
                 return []
@@ -186,7 +186,7 @@ class FoldPlan:
         return changes
 
     def _taking(self, call: Call) -> Affine | Linear | None:
-        """What `call` is at this point, None if it is nothing that can take up a map."""
+        """The present form of `call`, or None if no map can be folded into it."""
         if call.path in self._state:
             return self._state[call.path]
         if type(call.layer) not in KINDS:

@@ -1,6 +1,6 @@
 """Layers and models replaced by the graph of what their `call` does.
 
-Keras records layers and `keras.ops` that are called on symbolic tensors. The `call` of a layer of one's own,
+Keras records layers and `keras.ops` that are called on symbolic tensors. The `call` of a custom layer,
 called directly on such tensors, so leaves a node for every layer and operation inside it. The result computes
 what the layer computes, and is a plain graph.
 """
@@ -39,11 +39,11 @@ class Inlined:
         trainable: If True, the result is to be trained on, so a layer that computes something else in
             training is not inlined.
         keep: paths of layers that are not to be inlined, since the outputs would change.
-        loadable: If True, layers are inlined as well that the donor's code makes and that cannot be made from
-            their configurations: with them, the result could not be loaded from a .keras file.
+        loadable: If True, layers that the donor's code creates and that cannot be created from their
+            configurations are inlined as well. With them, the result could not be loaded from a .keras file.
 
     Attributes:
-        model: the copy, Functional or Sequential; nobody else has it, so its layers may be used up.
+        model: The copy, Functional or Sequential. Nothing else uses it, so its layers may be taken over.
         paths: the path of every layer of the copy, by identity, as it is in the donor.
         opened: the paths of the layers that were inlined.
         closed: why the others that hold layers of interest were not, by path.
@@ -78,7 +78,7 @@ class Inlined:
             self.model = rewrite(self.model, _settled, owned=True, paths=self.paths)
 
     def notes(self) -> tuple[str, ...]:
-        """What a report says of the layers that were inlined."""
+        """The notes of a report on the layers that were inlined."""
         notes = []
         if self.opened:
             kinds = ", ".join(sorted(set(self.opened.values())))
@@ -146,7 +146,7 @@ class Inlined:
         return keras.Model(inputs, outputs, name=model.name)
 
     def call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What `layer` does on symbolic tensors, as nodes of the layers and operations inside it.
+        """The computation of `layer` on symbolic tensors, as nodes of the layers and operations inside it.
 
         Raises:
             _Closed: if that cannot be had.
@@ -331,7 +331,7 @@ class _Settling:
 
 
 def _signature(outputs: Any, inputs: list[Any]) -> list[Any]:
-    """What two traces of a call have in common if they compute the same."""
+    """A value that is equal for two traces of a call if they compute the same."""
     return [
         id(node.operation) if isinstance(node.operation, keras.Layer) else type(node.operation)
         for node in _nodes_between(outputs, inputs)

@@ -63,7 +63,7 @@ class Insertion:
         return ops.convert_to_numpy(layer.bias) if self._drop_bias and layer.use_bias else None
 
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
-        """What to call instead, for `rewrite`."""
+        """The layers to call instead, for `rewrite`."""
         if self._remove_dropout and _regularization.is_dropout(call.layer):
             reason = "gives an output of the model" if call.is_output else ""
             self._note(call, "left alone" if reason else "removed", reason)

@@ -37,7 +37,7 @@ def misplaces_bias(layer: Any, output_shape: tuple[int | None, ...]) -> bool:
 
 
 def why_not_plain(layer: Any) -> str:
-    """What keeps a convolution or dense layer from taking up other weights; empty if nothing does."""
+    """The reason why a convolution or dense layer cannot get other weights, or an empty string."""
     if type(layer) not in KINDS:
         return f"is a {type(layer).__name__}"
     if getattr(layer, "quantization_mode", None):
@@ -157,7 +157,7 @@ class Linear:
         return vector[:, None]
 
     def _response(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the layer makes of a constant input, away from its bias."""
+        """The output of the layer for a constant input, without its bias."""
         spread = self.kernels[0] * self._per_input(offset)
         if type(self.layer) is keras.layers.Dense:
             return spread.sum(0)
@@ -187,7 +187,7 @@ def _sum(bias: NDArray[np.float64] | None, shift: NDArray[np.float64]) -> NDArra
 
 
 def _padding(mode: str, length: int | None, kernel: int, stride: int, dilation: int) -> int:
-    """How many zeros are added along one axis, the most there can be if its length is unknown."""
+    """The number of zeros added along one axis, or the largest possible one if its length is unknown."""
     extent = (kernel - 1) * dilation
     if mode == "valid":
         return 0

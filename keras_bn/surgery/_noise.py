@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart on noise."""
+"""The difference between the outputs of two models on noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain graph of a model whose layers of one's own hold several BN layers each."""
+"""A plain graph of a model whose custom layers hold several BN layers each."""
 
 from __future__ import annotations
 

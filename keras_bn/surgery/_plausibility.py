@@ -49,7 +49,7 @@ def doubts(
     before: Mapping[Any, tuple[np.ndarray, np.ndarray]],
     examples: int,
 ) -> list[str]:
-    """What speaks against the data, a sentence each.
+    """Reasons to doubt that the data is suitable, a sentence each.
 
     Args:
         found: the moments of the inputs of each layer over the data, in the order of the network.

@@ -69,7 +69,7 @@ def feedback(layer: keras.Layer) -> KerasBNError:
 
 
 class Plan:
-    """What is run, observed and kept at each stage; a stage observes one level of layers.
+    """The steps to run, observe and keep at each stage. A stage observes one level of layers.
 
     Args:
         whole: the program of the model.
@@ -158,7 +158,7 @@ class Plan:
         return [layer for layer, number in self._again.items() if number == stage]
 
     def observer(self, step: Step) -> Segment:
-        """What observes all layers inside a step, compiled once for all levels of them."""
+        """The function that observes all layers inside a step, compiled once for all levels."""
         if step not in self._observers:
             self._observers[step] = Segment(
                 self.whole, [], self.order[step], observed=[step], compiles=self.compiles

@@ -1,4 +1,4 @@
-"""What a model changes when it is merely called: states of recurrent layers, seeds, counters."""
+"""The variables that a mere call of a model changes: states of recurrent layers, seeds, counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `convert` makes of a BN layer, for each form of its argument `to`."""
+"""The layer by which `convert` replaces a BN layer, for each form of its argument `to`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHIN_THE_EXAMPLE = (keras.layers.GroupNormalization, keras.layers.LayerNormali
 # Makes a new layer, which need not be built, of a BN layer.
 Maker = Callable[[Any], keras.Layer]
 
-# What the outputs rest on: always the donor's, whatever a template has.
+# The options that determine the outputs. They are always the donor's, not those of a template.
 _DONORS = {"name", "trainable", "dtype", "axis", "epsilon", "center", "scale"}
 
 

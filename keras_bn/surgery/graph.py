@@ -130,7 +130,7 @@ def rewrite(
 
 
 def losses(donor: keras.Model, result: keras.Model) -> tuple[str, ...]:
-    """What of `donor` a rewritten `result` could not keep, a sentence each."""
+    """The properties of `donor` that a rewritten `result` could not keep, a sentence each."""
     notes = []
     if type(result) is not type(donor) and not isinstance(donor, keras.Sequential):
         notes.append(

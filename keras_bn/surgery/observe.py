@@ -1,6 +1,6 @@
-"""What goes into a model's normalizations, seen by replacing the `call` of each while the model runs.
+"""The inputs of a model's normalizations, observed by replacing the `call` of each while the model runs.
 
-So it works wherever a layer is called: in nested models, in layers of one's own, in wrappers, several times,
+So it works wherever a layer is called: in nested models, in custom layers, in wrappers, several times,
 with a mask, and on every backend.
 """
 
@@ -26,7 +26,7 @@ from keras_bn.surgery._compiled import as_tensor, compiled, step_by_step, withou
 from keras_bn.surgery._program import Program, Step, program
 from keras_bn.surgery._state import state_kept
 
-# What a layer gives while it is observed, from the layer, its inputs, and their moments row by row.
+# The outputs of a layer while it is observed, from the layer, its inputs, and their moments row by row.
 Output: TypeAlias = Callable[[keras.Layer, Any, Moments], Any]
 
 # A value of a program while it runs, and the mask that Keras hands on with it.
@@ -237,7 +237,7 @@ class Observer:
         return result
 
     def sights_of(self, batch: Any) -> list[Sight]:
-        """What is seen of one batch, as for `moments_of`."""
+        """The observations of one batch, as for `moments_of`."""
         values = inputs_of(self.program, batch)
         with state_kept(self._model):
             if self._running is None:
@@ -343,7 +343,7 @@ def pool(sights: Iterable[Sight], into: dict[keras.Layer, PopulationMoments]) ->
 
 
 def normalized_by_batch(layer: Any, inputs: Any, rows: Moments) -> Any:
-    """What BN gives in training, whichever class the layer is of."""
+    """The outputs of BN in training, for any class of layer."""
     dtype = keras.backend.standardize_dtype(rows.mean.dtype)
     _, mean, variance = merged(rows)
     outputs = ops.batch_normalization(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from keras_bn.surgery.report import SurgeryResult
 
 _FORMAT = 1
-# What NumPy and zipfile raise for a file that is damaged or something else.
+# The errors of NumPy and zipfile for a file that is damaged or of another kind.
 _DAMAGED = (
     OSError,
     ValueError,

@@ -46,7 +46,7 @@ def _like(x: Any, rows: Any, axis: int) -> Any:
 
 
 class _Kernel(NamedTuple):
-    """What FusedBatchNormV3 returns; the reserves are for its gradient."""
+    """The results of FusedBatchNormV3. The reserves are for its gradient."""
 
     y: Any
     mean: Any

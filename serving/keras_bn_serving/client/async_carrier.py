@@ -1,4 +1,4 @@
-"""Who carries the steps of operations out in the tasks of an event loop."""
+"""Executes the steps of operations in the tasks of an event loop."""
 
 import asyncio
 import time

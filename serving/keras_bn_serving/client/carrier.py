@@ -1,4 +1,4 @@
-"""Who carries the steps of operations out, in the thread that asks; `async_carrier` does in tasks.
+"""Executes the steps of operations in the calling thread. `async_carrier` does so in tasks.
 
 A carrier belongs to one process, and that of asyncio to one event loop: so do its connections, the count of
 what is in flight, and what others wait for.

@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _LONGEST_SOCKET_PATH = 107  # of sun_path, on Linux
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-# What the request itself decides, over HTTP.
+# Headers that the request itself sets, over HTTP.
 _OWN_HEADERS = frozenset(
     (
         "connection",

@@ -1,4 +1,4 @@
-"""What passes between the parts of the client: one request with the way to read its answer, and a pause.
+"""The steps of an operation of the client: one request with the way to read its answer, and a pause.
 
 The client is written once for threads and asyncio: an operation is a generator that yields these steps
 and is sent their results; `Client` and `AsyncClient` differ only in who carries the steps out (`carriers`).

@@ -103,7 +103,7 @@ class AsyncGrpcTransport(_GrpcTransport):
 
         def hand_over(_: Any) -> None:
             gate.leave()
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
                 loop.call_soon_threadsafe(wake)
 
         gate = grpc_forks.gate

@@ -32,7 +32,7 @@ _COMPRESSION_LEVEL = 1  # of digits; level 6 takes five times as long to save an
 _MAX_HEAD_BYTES = 1 << 17
 _PORTS = {"http": 80, "https": 443}
 
-# What a connection may fail with; ssl.SSLError, socket.gaierror and TimeoutError are OSErrors.
+# The errors of a connection; ssl.SSLError, socket.gaierror and TimeoutError are OSErrors.
 FAILURES = (OSError, h11.RemoteProtocolError)
 
 

@@ -98,7 +98,7 @@ class _Connection:
         return False
 
     def close(self) -> None:
-        """Close the socket; whoever reads from it in another thread reads its end."""
+        """Close the socket. A read in another thread then ends."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

@@ -30,7 +30,7 @@ _LONGEST_BACKOFF_S = 2.0
 _POLL_S = 0.1
 _POLL_TIMEOUT_S = 5.0
 _LONGEST_S = 1e9  # beyond some 9e9 the clocks of sockets and gRPC overflow
-# A gRPC server that ends cancels the calls it has not begun; nobody else cancels one.
+# A gRPC server that stops cancels the calls it has not begun. Nothing else cancels a call.
 _NOT_TAKEN_ON = (UnavailableError, CancelledError, ResourceExhaustedError)
 _NOT_UP_YET = (*_NOT_TAKEN_ON, NotFoundError, DeadlineExceededError)
 # RESOURCE_EXHAUSTED of a request that will be too much at any time.
@@ -38,7 +38,7 @@ _TOO_MUCH = ("larger than max", "too large", "http 413", "metadata size", "memor
 
 
 class Operations:
-    """What both clients do, whoever carries the steps out.
+    """The operations of both clients, whose steps a carrier executes.
 
     Metadata is kept per model, version and label. Where no version is named the server may change it
     under us, so whenever the kept copy does not fit (here or on the server) it is fetched again before

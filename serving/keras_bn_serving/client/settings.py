@@ -1,4 +1,4 @@
-"""What both clients are made of: the settings, checked, and the defaults of every call."""
+"""The base of both clients: the checked settings, and the defaults of every call."""
 
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _LARGEST_VERSION = 2**63 - 1  # TF Serving holds versions in an int64
 
 
 class Settings:
-    """What both clients are made of. A client is copied and pickled by its settings alone."""
+    """The base of both clients. Only the settings of a client are copied and pickled."""
 
     _operations: Operations
 

@@ -1,4 +1,4 @@
-"""What is to be served: configuration files, and the folders they name, followed as they change."""
+"""The models to serve: configuration files and the folders in them, followed as they change."""
 
 import contextlib
 import logging

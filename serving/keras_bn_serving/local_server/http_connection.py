@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Server(Protocol):
-    """What a connection needs of its server."""
+    """The part of the server that a connection uses."""
 
     loop: asyncio.AbstractEventLoop
     connections: "set[Connection]"
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         """Close the connection now."""
         self._transport.abort()
 
-    # What the loop calls
+    # Called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
         self._transport = cast(asyncio.Transport, transport)
@@ -119,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._writable = True
         self._next()
 
-    # What the parser calls
+    # Called by the parser
 
     def on_message_begin(self) -> None:  # noqa: D102
         self._receiving = True

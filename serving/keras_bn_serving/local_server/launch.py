@@ -18,8 +18,8 @@ class LocalServer:
 
     Attributes:
         port: TCP port of the gRPC API on the loopback interface.
-        rest_port: TCP port of the REST API there.
-        process: the server's process.
+        rest_port: TCP port of the REST API on the loopback interface.
+        process: The process of the server.
     """
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
@@ -35,15 +35,15 @@ class LocalServer:
 
     @property
     def output(self) -> str:
-        """What the server has written to stdout and stderr so far."""
+        """The output of the server on stdout and stderr so far."""
         # pread leaves the file's position alone, at which the server goes on writing.
         return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
 
     def wait(self, timeout: float) -> None:
-        """Return once both ports are open, which they are when the models are loaded.
+        """Wait until both ports are open, which is when the models are loaded.
 
         Raises:
-            ServingError: the server ended, or was not up in time; with what it wrote.
+            ServingError: If the server ended, or was not up in time. The message has its output.
         """
         deadline = time.monotonic() + timeout
         # The server writes the file once its ports are open, so the ports need not be chosen here, where

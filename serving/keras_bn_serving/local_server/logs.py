@@ -1,7 +1,7 @@
 """The log on stderr, which never fails and never blocks a caller.
 
-Lines wait in a queue for a thread that writes them. Where stderr takes no more (a full disk, a pipe that
-nobody reads), lines are lost, and the next one that is written says how many; requests are not.
+Lines wait in a queue for a thread that writes them. If stderr accepts no more (a full disk, a pipe that
+is not read), lines are lost, and the next line that is written gives their number. Requests are not affected.
 """
 
 import logging

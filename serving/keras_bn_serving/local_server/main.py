@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     # Errors only: TensorFlow writes a warning for a request that an operation refuses, and waits where stderr
-    # is a pipe that nobody reads.
+    # is a pipe that is not read.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow imports Keras if it is there, for uses the server has none of: a second of its start.
     absent = "keras" not in sys.modules

@@ -18,7 +18,7 @@ from keras_bn_serving.local_server import logs
 _MOST_POINTS = 5000
 _MOST_CHARACTERS = 500
 _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-# What some readers of text take for the end of a line, and the text form of metrics has no escape for.
+# Characters that some readers take for the end of a line. The text form of metrics has no escape for them.
 _ESCAPED |= dict.fromkeys(map(ord, "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), "\ufffd")
 _LOCK = threading.Lock()
 _FAMILIES: dict[str, "Counter"] = {}

@@ -1,4 +1,4 @@
-"""What the server needs beyond the client's packages: the extra `server`."""
+"""The packages that the server needs in addition to the client's: the extra `server`."""
 
 from importlib.util import find_spec
 

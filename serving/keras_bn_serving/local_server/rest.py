@@ -133,7 +133,7 @@ class RestApi:
         return f'{{\n"model_spec":{spec}\n,\n{metadata}\n}}\n'.encode()
 
     def _admin(self, path: str) -> Response:
-        """What TF Serving's users miss: `/healthz` answers while the process lives, `/readyz` is 503 until
+        """Endpoints that TF Serving lacks: `/healthz` answers while the process lives, `/readyz` is 503 until
         every model has an available version, `/models` lists models, states and labels."""
         models = self._manager.models()
         ready = all(any(one.state == AVAILABLE for one in versions) for versions, _ in models.values())

@@ -1,4 +1,4 @@
-"""What the server's parts raise: the errors of `wire`, and anything else as one of them."""
+"""The errors of the server: those of `wire`, and any other exception as one of them."""
 
 import logging
 
@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 from keras_bn_serving.wire.errors import InternalError, InvalidArgumentError, ServingError, with_code
 from keras_bn_serving.wire.status import CODES
 
-# What is raised where a request holds what cannot be: text that is no UTF-8, an integer beyond a double.
+# Errors caused by invalid values in a request: text that is not UTF-8, an integer beyond a double.
 _REQUESTS_FAULT = (RecursionError, UnicodeError, OverflowError, DecodeError)
 
 

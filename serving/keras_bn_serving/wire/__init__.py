@@ -1,1 +1,1 @@
-"""What the client and the local server share: TF Serving's protocol."""
+"""TF Serving's protocol, shared by the client and the local server."""

@@ -8,7 +8,7 @@ INTERNAL, UNKNOWN and DATA_LOSS.
 
 
 class ServingError(Exception):
-    """Something went wrong between a client and a model server; subclasses say what.
+    """An error between a client and a model server. There is a subclass for each status code.
 
     The message holds the server's own words where the server spoke.
 
@@ -33,7 +33,7 @@ class CancelledError(ServingError):
 
 
 class InvalidArgumentError(ServingError):
-    """The request is wrong, whatever the server's state; the client's own checks raise it too."""
+    """The request is wrong, independently of the server's state. The client's own checks raise it too."""
 
     code = "INVALID_ARGUMENT"
 
@@ -51,7 +51,7 @@ class NotFoundError(ServingError):
 
 
 class AlreadyExistsError(ServingError):
-    """What should be created is there already."""
+    """The object to create exists already."""
 
     code = "ALREADY_EXISTS"
 
@@ -63,7 +63,7 @@ class PermissionDeniedError(ServingError):
 
 
 class ResourceExhaustedError(ServingError):
-    """A limit was met: a queue, a quota, a message size."""
+    """A limit was reached: of a queue, a quota or a message size."""
 
     code = "RESOURCE_EXHAUSTED"
 
@@ -75,7 +75,7 @@ class FailedPreconditionError(ServingError):
 
 
 class AbortedError(ServingError):
-    """The call was given up, mostly for a conflict with another."""
+    """The call was aborted, usually because of a conflict with another."""
 
     code = "ABORTED"
 
@@ -99,7 +99,7 @@ class InternalError(ServingError):
 
 
 class UnavailableError(ServingError):
-    """No connection, or the server is overloaded or not up yet: worth a retry."""
+    """There is no connection, or the server is overloaded or not up yet. Try again later."""
 
     code = "UNAVAILABLE"
 

@@ -1,4 +1,4 @@
-"""What computes: one interface, a file for each engine, and the choice between them."""
+"""The engines that run models: one interface, a file for each engine, and the choice between them."""
 
 from keras_bn_serving.local_server.engines.engine import Engine, Options
 from keras_bn_serving.wire.errors import InvalidArgumentError
