@@ -236,6 +236,10 @@ def _reason_against(graph: graph_pb2.GraphDef, signature: SignatureDef) -> str:
     for alias, info in signature.inputs.items():
         if info.tensor_shape.unknown_rank or not info.HasField("tensor_shape"):
             return f"{alias} has no declared rank"
+        if (
+            not info.tensor_shape.dim
+        ):  # beside an input of open size, it answers from memory that is not its own
+            return f"{alias} is a scalar"
     if not signature.inputs:
         return "it has no inputs"
     for node, scope in _reachable(graph, [info.name for info in signature.outputs.values()]):
