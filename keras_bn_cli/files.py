@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -22,11 +23,15 @@ from keras_bn.errors import KerasBNError
 
 def import_modules(names: tuple[str, ...]) -> None:
     """Import modules whose custom layers register themselves on import."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise KerasBNError(f"--import {name}: {error}. Is it on PYTHONPATH?") from error
+            raise KerasBNError(
+                f"--import {name}: {error}. It is looked for in the current folder and on PYTHONPATH."
+            ) from error
 
 
 def load_model(path: Path) -> keras.Model:

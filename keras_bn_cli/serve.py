@@ -79,6 +79,8 @@ def _flags_module() -> ModuleType:
 
 def _flags_for_folder(folder: Path, flags: list[str]) -> list[str]:
     """The flags that serve one folder. A folder without a version is refused, while TF Serving would wait."""
+    if folder.is_file():
+        raise click.UsageError(f"{folder} is a file; export it first: keras-bn export {folder} models/NAME")
     if not folder.is_dir():
         raise click.UsageError(f"The folder {folder} does not exist.")
     if (folder / "saved_model.pb").exists():

@@ -36,7 +36,8 @@ def profile(
 
     Args:
         base_path: Folder of the model's versions, or one version.
-        seconds: Time limit in seconds. Loading a version counts, but is never interrupted.
+        seconds: Time limit in seconds. Settings that do not fit into it are left out. Loading a version
+            and a measurement that has begun are not interrupted.
         in_process: If True, do not look for a real server.
         progress: If True, show a progress bar on standard error.
 
@@ -62,8 +63,12 @@ def profile(
     measurements = []
     with tqdm(total=left, desc="profile", unit="setting", disable=not progress) as bar:
         for path, first, settings in groups:
+            if measurements and time.monotonic() > end:
+                break
             with through.engine(path, first) as measure:
                 for setting in settings:
+                    if measurements and time.monotonic() > end:
+                        break
                     share = max(0.0, end - time.monotonic()) / left
                     measurements.append(measure(setting, 0.8 * share))
                     left -= 1

@@ -64,7 +64,7 @@ class FoldPlan:
         found = list(walk(self._graph.model, self._graph.paths))
         if in_training := in_training_mode(self._graph.model):
             raise KerasBNError(
-                f"{in_training[0]!r} is called with training=True, so it normalizes by the batch it is in "
+                f"{in_training[0]!r} is called with training=True, so model(x) normalizes by the batch "
                 "and cannot be folded; build the model without that argument."
             )
         self.notes += self._graph.notes()

@@ -191,7 +191,7 @@ class _Freezing:
         if path not in self._chosen:
             return "not chosen"
         if id(layer) in self._in_training:
-            return "is called with training=True, so it normalizes by its batch at inference too"
+            return "is called with training=True, so model(x) normalizes by the batch"
         if getattr(layer, "frozen_statistics", False):
             return "its statistics are frozen already"
         if not isinstance(layer, BatchNormalization) and not is_keras(layer):

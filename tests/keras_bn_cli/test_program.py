@@ -286,11 +286,13 @@ def test_serve_refuses_a_port_that_is_taken_on_its_host(versions, flag, host):
         (("digits", "--port=many"), "Couldn't interpret value many for flag port"),
         (("digits", "--host=no such host"), "--host=no such host"),
         (("missing",), "missing does not exist"),
+        (("model.keras",), "model.keras is a file; export it first: keras-bn export"),
         ((".",), "holds no version; write one: keras-bn export"),
     ],
 )
 def test_serve_refuses_a_wrong_command_line_at_once(versions, monkeypatch, arguments, words):
     monkeypatch.chdir(versions.parent)
+    (versions.parent / "model.keras").touch()
     done = CliRunner().invoke(program, ["serve", *arguments], prog_name="keras-bn")
     assert done.exit_code == 2
     assert words in " ".join(done.output.split())

@@ -299,7 +299,7 @@ def test_training_mode_and_frozen_layers_are_left_alone():
     result = keras_bn.freeze(donor)
     assert outcome(result)["batch"] == (
         "left alone",
-        "is called with training=True, so it normalizes by its batch at inference too",
+        "is called with training=True, so model(x) normalizes by the batch",
     )
     assert outcome(result)["already"] == ("left alone", "its statistics are frozen already")
     x = normal(5, 4)
