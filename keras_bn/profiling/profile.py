@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from keras_bn._tensorflow import require_tensorflow
 from keras_bn.errors import KerasBNError
-from keras_bn.profiling.measurement import Setting
+from keras_bn.profiling.measurement import Measurement, Setting
 from keras_bn.profiling.plan import Plan
 
 _CLIENTS = (1, 4, 16)
@@ -60,7 +60,7 @@ def profile(
     groups = list(_groups(_versions(Path(base_path)), cores, server_per_batch_size=real))
     end = time.monotonic() + seconds
     left = sum(len(settings) for _, _, settings in groups)
-    measurements = []
+    measurements: list[Measurement] = []
     with tqdm(total=left, desc="profile", unit="setting", disable=not progress) as bar:
         for path, first, settings in groups:
             if measurements and time.monotonic() > end:
