@@ -43,8 +43,8 @@ def why_not_plain(layer: Any) -> str:
     if getattr(layer, "quantization_mode", None):
         return f"is quantized to {layer.quantization_mode}"
     if has_lora(layer):
-        factors = layer.lora_kernel_a, layer.lora_kernel_b
-        if all(ops.any(factor) for factor in factors):
+        # Merging leaves zeros in both; before the first step of an adaptation, one factor is not zero.
+        if any(ops.any(factor) for factor in (layer.lora_kernel_a, layer.lora_kernel_b)):
             return "has LoRA weights that are not merged; save and load the model, which merges them"
         return ""
     return "" if is_linear(layer) else "has other weights than a kernel and a bias"

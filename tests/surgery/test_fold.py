@@ -741,6 +741,13 @@ def test_what_keeps_a_layer_from_taking_up_normalization_is_named(what):
     assert f"before it, d {'has LoRA' if what == 'LoRA' else 'is quantized to int8'}" in row.reason
 
 
+def test_lora_that_has_not_been_trained_yet_is_kept_for_training():
+    model = keras.Sequential([keras.Input((6,)), L.Dense(8, name="d"), L.BatchNormalization()])
+    model.get_layer("d").enable_lora(2)
+    (row,) = keras_bn.fold(model).report.rows
+    assert "d has LoRA weights that are not merged" in row.reason
+
+
 def test_lora_folds_once_it_is_merged(tmp_path):
     """As the reason advises: saving merges it."""
     model, x = adapted("LoRA"), people.normal(4, 6)
