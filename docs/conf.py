@@ -53,6 +53,7 @@ autodoc_default_options = {
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Array": "Array"}
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["apache_beam"]  # an extra of its own
 default_role = "py:obj"
 add_module_names = False
 python_maximum_signature_line_length = 88

@@ -238,7 +238,8 @@ def _attributes(each: Any) -> dict[str, Any]:
 
 
 def _is_foreign(each: Any) -> bool:
-    if isinstance(each, _keras.module_types()):
+    # A layer may be of a class whose module has the name of one of Python's, such as `test` or `code`.
+    if isinstance(each, (keras.Operation, *_keras.module_types())):
         return False
     return type(each).__module__.partition(".")[0] in _FOREIGN and not isinstance(each, types.SimpleNamespace)
 

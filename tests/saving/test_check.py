@@ -236,7 +236,7 @@ def test_outputs_that_prove_nothing(tmp_path, call, message):
         (np.zeros((1, 2)), "one cannot be seen to change another"),
         (np.zeros((3, 5)), r"input 'x' have shape \(3, 5\); the model takes \(None, 2\)"),
         ({"y": np.zeros((3, 2))}, "examples must be given for the inputs x; got y"),
-        (np.full((3, 2), "one"), "examples for input 'x' are no float32"),
+        (np.full((3, 2), "one"), "examples for input 'x' are not float32"),
     ],
 )
 def test_examples_that_do_not_fit(tmp_path, examples, message):

@@ -223,3 +223,18 @@ def test_compiled_functions_run_the_layers_exchanged_in_place():
         raise KeyError
     np.testing.assert_allclose(model.compiled_inference(x), model(x), rtol=1e-6)
     assert model.compiled_inference is not before
+
+
+def test_a_layer_of_a_module_named_as_one_of_pythons_is_copied_with_all_it_holds():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.bn = keras.layers.BatchNormalization()
+
+        def call(self, x):
+            return self.bn(x)
+
+    Block.__module__ = "test.blocks"
+    model = keras.Sequential([keras.Input((4,)), Block()])
+    copy = Clone(model).model
+    assert copy.layers[0].bn is not model.layers[0].bn
