@@ -131,8 +131,10 @@ def run(variant: str, seed: int, settings: Settings, data: Data) -> dict[str, An
         )
         result["accuracy"].append(history["accuracy"][-1])
         if name == "BN":
-            mended = keras_bn.recalibrate(model, data.x_train[:1000], batch_size=1000, progress=False).model
-            result[RECALIBRATED].append(evaluate(mended, data.x_test, data.y_test)["accuracy"])
+            recalibrated = keras_bn.recalibrate(
+                model, data.x_train[:1000], batch_size=1000, progress=False
+            ).model
+            result[RECALIBRATED].append(evaluate(recalibrated, data.x_test, data.y_test)["accuracy"])
     return result
 
 
