@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -64,10 +65,20 @@ def inspect(
         click.echo(report.to_html())
     else:
         click.echo(report.to_json() if as_json else str(report))
+    if "keras_bn.recalibrate" in report.advice:
+        click.echo(f"On the command line: {_recalibration(model_file, data, preprocessing)}", err=True)
     if html not in (None, "-"):
         Path(html).write_text(report.to_html(), encoding="utf-8")
         click.echo(f"Wrote {html}.", err=True)
     sys.exit(0 if report.healthy else 1)
+
+
+def _recalibration(model_file: Path, data: Path | None, preprocessing: str) -> str:
+    """The command that follows the report's advice."""
+    source = "DATA" if data is None else shlex.quote(str(data))
+    scaling = "" if preprocessing == "none" else f" --preprocessing {preprocessing}"
+    model = shlex.quote(str(model_file))
+    return f"keras-bn recalibrate {model} --data {source}{scaling} -o recalibrated.keras"
 
 
 def _check_saved_model(folder: Path, data: Path | None, as_json: bool) -> None:

@@ -134,7 +134,8 @@ class LayerReport:
             if shift > MEAN_OFF:
                 found.append(f"means off by {shift:.2g} deviations")
             if factor > VARIANCE_OFF:
-                found.append(f"variances off by a factor of {factor:.2g}")
+                digits = ",.0f" if factor >= 10 else ".2g"
+                found.append(f"variances off by a factor of {factor:{digits}}")
         return found
 
     @property

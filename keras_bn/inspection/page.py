@@ -89,15 +89,17 @@ def _drift(layers: list[LayerReport]) -> str:
 
 def _table(layers: Sequence[LayerReport]) -> str:
     with_data = any(layer.data for layer in layers)
-    head = "".join(f"<th>{name}</th>" for name in [*columns(with_data), "status"])
+    first, *others = columns(with_data)
+    head = "".join(f"<th>{name}</th>" for name in [first, "status", *others])
     rows = "".join(f"<tr>{_cells(layer, with_data)}</tr>" for layer in layers)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _cells(layer: LayerReport, with_data: bool) -> str:
-    *numbers, fold = layer.cells(with_data)
+    name, *numbers, fold = layer.cells(with_data)
     cells = "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
-    return f'{cells}<td class="fold">{escape(fold)}</td><td class="status">{_chips(layer)}</td>'
+    status = f'<td class="status">{_chips(layer)}</td>'
+    return f'<td>{escape(name)}</td>{status}{cells}<td class="fold">{escape(fold)}</td>'
 
 
 def _chips(layer: LayerReport) -> str:

@@ -91,10 +91,12 @@ class InspectionReport:
 
     def _table(self) -> list[list[str]]:
         with_data = any(layer.data for layer in self.layers)
-        return [[*columns(with_data), "status"]] + [
-            [*layer.cells(with_data), "; ".join(layer.problems + layer.warnings) or "ok"]
-            for layer in self.layers
-        ]
+        name, *others = columns(with_data)
+        rows = [[name, "status", *others]]
+        for layer in self.layers:
+            path, *cells = layer.cells(with_data)
+            rows.append([path, "; ".join(layer.problems + layer.warnings) or "ok", *cells])
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers."""

@@ -1,6 +1,7 @@
 """The command line over real files: results, exit codes, and one line for a mistake."""
 
 import json
+import shlex
 import os
 import socket
 import subprocess
@@ -359,6 +360,18 @@ def test_inspect_writes_its_page_to_standard_output(folder):
     assert done.stdout.lower().startswith("<!doctype html")
     done = keras_bn("inspect", folder / "normalized.keras", "--html", "-", "--json")
     assert done.exit_code == 2 and "--html a file" in done.output
+
+
+def test_the_advice_of_inspect_is_a_command_that_works(folder, tmp_path):
+    data = tmp_path / "other data.npy"
+    np.save(data, np.random.default_rng(0).normal(3, 2, (64, 3)).astype("float32"))
+    model = folder / "normalized.keras"
+    done = keras_bn("inspect", model, "--data", data)
+    assert done.exit_code == 1, done.output
+    words = shlex.split(done.stderr.split("On the command line: ")[1].splitlines()[0])
+    words[-1] = str(tmp_path / words[-1])
+    assert keras_bn(*words[1:]).exit_code == 0
+    assert keras_bn("inspect", words[-1], "--data", data).exit_code == 0
 
 
 def test_inspect_refuses_a_page_of_a_saved_model(folder):
