@@ -1,8 +1,8 @@
 """The command line over real files: results, exit codes, and one line for a mistake."""
 
 import json
-import shlex
 import os
+import shlex
 import socket
 import subprocess
 import sys
