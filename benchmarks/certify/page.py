@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ COLUMNS = {
     "export": "Exported",
 }
 
+# How a reason goes on after the name of a layer.
+_ABOUT_A_LAYER = "has another consumer|pads with zeros|is quantized|has LoRA"
+
 
 def write(results: dict[str, Any]) -> None:
     """Write the page of these results."""
@@ -90,19 +95,35 @@ def _cell(function: str, outcome: dict[str, Any] | None) -> str:
 
 
 def _remarks(own: dict[str, Any]) -> str:
-    """What was not handled and why, faults first."""
-    lines = []
+    """What was not handled and why, faults first; models for which a function says the same share a line."""
+    models: dict[tuple[str, str], list[str]] = {}
     for name, found in own.items():
         for function, outcome in found["functions"].items():
-            said = [f"**fault**: {fault}" for fault in outcome["faults"]]
+            said = Counter({f"**fault**: {fault}": 1 for fault in outcome["faults"]})
             if outcome["refused"] and "nothing to retrofit" not in outcome["refused"]:
-                said.append(f"refused: {outcome['refused']}")
-            said += [f"{count} {reason}".replace("*", "\\*") for reason, count in outcome["reasons"].items()]
-            shown = said[:4] + ([f"and {len(said) - 4} more"] if len(said) > 4 else [])
-            if shown:
-                text = "; ".join(" ".join(each.split()) for each in shown).replace("<", "&lt;")
-                lines.append(f"- {name}, `{function}`: {text}.\n".replace("..\n", ".\n"))
+                said[f"refused: {outcome['refused']}"] = 1
+            for reason, count in outcome["reasons"].items():
+                said[_without_names(reason)] += count
+            for text, count in said.items():
+                number = f" ({count})" if outcome["reasons"] else ""
+                models.setdefault((function, text), []).append(f"{name}{number}")
+    ordered = sorted(models, key=lambda key: ("**fault**" not in key[1], list(COLUMNS).index(key[0])))
+    lines = [
+        f"- `{function}`: {_escaped(text).rstrip('.')}. *{'; '.join(models[function, text])}.*\n"
+        for function, text in ordered
+    ]
     return f"\nWhat was not handled, or is a multiply-add, and why:\n\n{''.join(lines)}" if lines else ""
+
+
+def _without_names(reason: str) -> str:
+    """A reason with the class of each layer in the place of its name, so that equal ones can be counted."""
+    reason = re.sub(r"[^\s;,]+(?: \(call \d+\))? \((?!call)(\w+)\)", r"\1", reason)
+    return re.sub(rf"[^\s;,]+(?: \(call \d+\))? (?={_ABOUT_A_LAYER})", "a layer ", reason)
+
+
+def _escaped(text: str) -> str:
+    plain = text.removeprefix("**fault**")
+    return text[: len(text) - len(plain)] + " ".join(plain.split()).replace("*", "\\*").replace("<", "&lt;")
 
 
 def _line(cells: list[str]) -> str:

@@ -6,7 +6,7 @@ every batch, so every step runs once per batch, whatever the number of levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeAlias
 
 import keras
@@ -17,6 +17,7 @@ from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._activations import Activations
 from keras_bn.surgery._program import Program, Step
 from keras_bn.surgery._state import state_kept
+from keras_bn.surgery._together import Together
 from keras_bn.surgery.observe import Segment, Sight, Value, inputs_of, pool
 
 Order: TypeAlias = "dict[Step, list[keras.Layer]]"
@@ -27,12 +28,13 @@ Found: TypeAlias = "dict[keras.Layer, PopulationMoments]"
 _FEEDBACK = 1e-3
 
 
-def levels(whole: Program, order: Order) -> list[list[keras.Layer]]:
+def levels(whole: Program, order: Order, together: Collection[Step] = ()) -> list[list[keras.Layer]]:
     """The layers in order of dependence: the inputs of each level depend on the levels before it alone.
 
     Args:
         order: the layers that each step calls, in the order of the calls; a later one may depend on those
             before it in the same step.
+        together: the steps whose layers count as one level.
 
     Raises:
         KerasBNError: if a layer that is called several times feeds itself.
@@ -43,7 +45,8 @@ def levels(whole: Program, order: Order) -> list[list[keras.Layer]]:
         upstream = frozenset().union(*(behind.get(number, frozenset()) for number in step.sources))
         inside = list(dict.fromkeys(order.get(step, ())))
         for index, layer in enumerate(inside):
-            before.setdefault(layer, set()).update(upstream, inside[:index])
+            earlier = () if step in together else inside[:index]
+            before.setdefault(layer, set()).update(upstream, earlier)
         behind.update(dict.fromkeys(step.targets, upstream.union(inside)))
     level: dict[keras.Layer, int] = {}
     waiting = dict(before)
@@ -75,6 +78,7 @@ class Plan:
         whole: the program of the model.
         order: as for `levels`.
         compiles: False to compile nothing, which is faster for a few batches.
+        together: the steps whose layers are one level; None for none.
 
     Attributes:
         levels: the layers, level by level.
@@ -84,9 +88,13 @@ class Plan:
         KerasBNError: as for `levels`.
     """
 
-    def __init__(self, whole: Program, order: Order, compiles: bool = True) -> None:
+    def __init__(
+        self, whole: Program, order: Order, compiles: bool = True, together: Together | None = None
+    ) -> None:
         self.whole, self.order, self.compiles = whole, order, compiles
-        self.levels = levels(whole, order)
+        self._together = together
+        self.together: set[Step] = set() if together is None else together.steps
+        self.levels = levels(whole, order, self.together)
         self.level = {layer: number for number, level in enumerate(self.levels) for layer in level}
         # A layer that one step calls repeatedly, in a loop, is looked at again once all in the step are set.
         self._again = {
@@ -107,7 +115,9 @@ class Plan:
                 stages.append(needed)
             for number in step.sources if stages else ():
                 first_use[number] = min([*stages, first_use.get(number, self.stages)])
-                self.last_use[number] = max([*stages, self.last_use.get(number, 0)])
+                # What steps that are run together take is kept until all batches have come so far.
+                later = [stage + 1 for stage in self.observed_at(step)] if step in self.together else []
+                self.last_use[number] = max([*stages, *later, self.last_use.get(number, 0)])
         self._observers: dict[Step, Segment] = {}
 
     def run(
@@ -147,6 +157,36 @@ class Plan:
                 if seen:
                     update(seen)
                     found |= seen
+                for step in self.together_at(number):
+                    found |= self._inside(step, kept, update, memory_limit)
+
+    def _inside(
+        self, step: Step, kept: Activations, update: Callable[[Found], None], memory_limit: float
+    ) -> Found:
+        """Find and set the statistics of all layers in a step, at once or one after the other."""
+        assert self._together is not None
+        if self._together.fits(step, len(kept), memory_limit):
+            batches = [kept.take(index) for index in range(len(kept))]
+            found = self._together.run(step, batches, update)
+            for index, values in enumerate(batches):
+                kept.put(index, values)
+            if found is not None:
+                return found
+        found = {}
+        for layer in self.order[step]:
+            seen: Found = {}
+            for index in range(len(kept)):
+                values = kept.take(index)
+                pool((sight for sight in self.observer(step)(values)[0] if sight.layer is layer), seen)
+                kept.put(index, values)
+            update(seen)
+            found |= seen
+        return found
+
+    def together_at(self, stage: int) -> list[Step]:
+        """The steps whose layers are set together at a stage."""
+        steps = [step for step in self.whole.steps if step in self.together]
+        return [step for step in steps if self.level[self.order[step][0]] == stage]
 
     def observed_at(self, step: Step) -> list[int]:
         """The stages at which layers in a step are observed."""
@@ -171,7 +211,9 @@ class _Stage:
 
     def __init__(self, plan: Plan, stage: int) -> None:
         steps = [step for step in plan.whole.steps if plan.run_at.get(step) == stage]
-        observed = [step for step in plan.whole.steps if stage in plan.observed_at(step)]
+        observed = [
+            step for step in plan.whole.steps if stage in plan.observed_at(step) and step not in plan.together
+        ]
         plain = [step for step in observed if plan.order[step] == [step.operation]]
         inside = [step for step in observed if step not in plain]
         run = {step for step, when in plan.run_at.items() if when <= stage}

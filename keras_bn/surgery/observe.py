@@ -188,6 +188,8 @@ class Observer:
     Attributes:
         unseen: why a layer was not observed, by layer, once `moments` was called: it is never called, or
             where it is called its inputs cannot be seen.
+        largest: the bytes of the largest inputs of a layer in one batch, by step, once `order` was called.
+        stepwise: whether `order` had to compile nothing to see the inputs of all layers.
     """
 
     def __init__(
@@ -204,6 +206,8 @@ class Observer:
         self.program = program(model, example)
         self.unseen: dict[keras.Layer, str] = {}
         self.samples: dict[keras.Layer, NDArray[np.floating]] = {}
+        self.largest: dict[Step, int] = {}
+        self.stepwise = False
         self._running: Segment | None = None
 
     def moments(self, data: Iterable[Any]) -> dict[keras.Layer, PopulationMoments]:
@@ -255,9 +259,11 @@ class Observer:
         if all(layers in ([], [step.operation]) for step, layers in inside.items()):
             return {step: layers for step, layers in inside.items() if layers}
         with state_kept(self._model):
-            _, sights = self._started(inputs_of(self.program, batch))
+            segment, sights = self._started(inputs_of(self.program, batch))
+        self.stepwise = segment.stepwise
         for sight in sights:
             result.setdefault(sight.step, []).append(sight.layer)
+            self.largest[sight.step] = max(self.largest.get(sight.step, 0), _bytes(sight.rows))
         return result
 
     def _started(self, values: dict[int, Value]) -> tuple[Segment, list[Sight]]:
@@ -383,6 +389,12 @@ def _unchanged(layer: keras.Layer, inputs: Any, rows: Moments) -> Any:
 
 def _mask_of(value: Any) -> Any:
     return None if value is None else get_mask(value)
+
+
+def _bytes(rows: Moments) -> int:
+    """Of the values that have these moments, in float32."""
+    count = np.broadcast_to(rows.count, (len(rows.mean), 1))
+    return int(4 * count.sum() * rows.mean.shape[-1])
 
 
 def _host(value: Any) -> NDArray[np.floating]:

@@ -23,6 +23,7 @@ from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery._plain import plain_graph
 from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery._sequential import Found, Plan
+from keras_bn.surgery._together import Together
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
 from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
 from keras_bn.surgery.population_statistics import PopulationStatistics
@@ -214,7 +215,8 @@ class Estimate:
             model, twins = plain_graph(self._model, self._layers, example)
             self._originals = dict(zip(twins, self._layers, strict=True))
             observer = Observer(model, twins, example, compiles=compiles)
-            plan = Plan(observer.program, observer.order(example), compiles)
+            order = observer.order(example)
+            plan = Plan(observer.program, order, compiles, Together(observer, order))
             self.note += f", {len(plan.levels)} level{'s' * (len(plan.levels) > 1)} of layers"
             bar.total = bar.total and bar.total * plan.stages
             plan.run(data, self._set, self._memory_limit, bar.update)
