@@ -21,6 +21,7 @@ TITLES = {
     "freeze": "Fine-tuning with frozen statistics: a training step",
     "shards": "Population statistics in shards",
     "export": "Exported networks at batch size 1",
+    "custom_layers": "Exports of networks written with custom layers",
     "serving": "The local server",
 }
 HEAD = """# Benchmarks

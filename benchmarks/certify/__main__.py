@@ -12,10 +12,11 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import date
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,19 @@ def models() -> Iterator[tuple[str, Any]]:
         yield f"keras.applications/{name}", lambda make=make: _with_inputs(make(), 6)
 
 
-def certify(make: Any, functions: Any = check.FUNCTIONS) -> dict[str, Any]:
-    """One model's results, as they stand in the file."""
+def certify(
+    make: Any,
+    functions: Any = check.FUNCTIONS,
+    done: Callable[[str, dict[str, Any], int], None] = lambda name, outcome, called: None,
+) -> dict[str, Any]:
+    """One model's results, as they stand in the file; `done` is called after each function."""
     keras.utils.set_random_seed(1)
     start = time.perf_counter()
     subject = check.Subject(*make())
-    results = {name: asdict(check.attempt(name, subject)) for name in functions}
+    results = {}
+    for name in functions:
+        results[name] = asdict(check.attempt(name, subject))
+        done(name, results[name], subject.called)
     return {
         "layers": len(subject.layers),
         "called": subject.called,
@@ -85,21 +93,23 @@ def main(arguments: list[str] | None = None) -> int:
         )
     faults = 0
     for name, make in chosen.items():
-        found = certify(make, options.functions)
+        found = certify(make, options.functions, partial(_print, name))
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         kept = results.get(name, {}).get("functions", {})
         results[name] = found | {"functions": kept | found["functions"]}
-        for function, outcome in found["functions"].items():
-            faults += len(outcome["faults"])
-            said = outcome["refused"] or "; ".join(outcome["faults"]) or "; ".join(outcome["reasons"])
-            done = f"{outcome['done']} of {found['called']}"
-            print(f"{name:40} {function:12} {done:12} {outcome['seconds']:6.1f} s  {said[:300]}", flush=True)
+        faults += sum(len(outcome["faults"]) for outcome in found["functions"].values())
         ordered = {known: results[known] for known, _ in models() if known in results}
         RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
         page.write(ordered)
         keras.backend.clear_session()
         gc.collect()
     return 1 if faults else 0
+
+
+def _print(name: str, function: str, outcome: dict[str, Any], called: int) -> None:
+    said = outcome["refused"] or "; ".join(outcome["faults"]) or "; ".join(outcome["reasons"])
+    done = f"{outcome['done']} of {called}"
+    print(f"{name:40} {function:12} {done:12} {outcome['seconds']:6.1f} s  {said[:300]}", flush=True)
 
 
 def _with_inputs(model: keras.Model, count: int) -> tuple[keras.Model, Any]:

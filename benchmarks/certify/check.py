@@ -191,7 +191,7 @@ def export(subject: Subject) -> Outcome:
         answers = []
         for start in range(0, len(keras.tree.flatten(inputs)[0]), subject.batch_size):
             batch = _first(inputs, subject.batch_size, start)
-            answer = serve(**_named(serve, batch))
+            answer = serve(**_named(serve, batch, subject.model))
             answers.append({name: oracle.value_of(value) for name, value in answer.items()})
     outputs = [np.concatenate([answer[name] for answer in answers]).astype("float64") for name in answers[0]]
     # A signature has its outputs by name, a model in its own order.
@@ -257,8 +257,10 @@ def _first(inputs: Any, count: int, start: int = 0) -> Any:
     return keras.tree.map_structure(lambda array: array[start : start + count], inputs)
 
 
-def _named(serve: Any, batch: Any) -> dict[str, Any]:
+def _named(serve: Any, batch: Any, model: keras.Model) -> dict[str, Any]:
     arguments = serve.structured_input_signature[1]
+    if isinstance(batch, list):
+        batch = dict(zip((tensor.name for tensor in model.inputs), batch, strict=True))
     if isinstance(batch, dict):
         return {name: tf.constant(batch[name], spec.dtype) for name, spec in arguments.items()}
     ((name, spec),) = arguments.items()

@@ -57,10 +57,15 @@ def run(model: keras.Model, inputs: Any, batch_size: int, training: bool = False
     batches = []
     for start in range(0, count, batch_size):
         cut = slice(start, start + batch_size)
-        batch = keras.tree.map_structure(lambda array, cut=cut: array[cut], inputs)
+        batch = keras.tree.map_structure(lambda array, cut=cut: _tensor(array[cut]), inputs)
         batches.append([value_of(each) for each in keras.tree.flatten(model(batch, training=training))])
     _reset(model)
     return [np.concatenate(parts).astype("float64") for parts in zip(*batches, strict=True)]
+
+
+def _tensor(array: Any) -> Any:
+    """Strings as a tensor, which a layer does not make of an array."""
+    return tf.constant(array) if array.dtype == object else array
 
 
 def _reset(model: keras.Model) -> None:
@@ -108,7 +113,8 @@ def prepare(model: keras.Model, inputs: Any, batch_size: int) -> keras.Model:
             return
         done.add(id(layer))
         x = np.moveaxis(x.astype("float64"), layer.axis, -1).reshape(-1, x.shape[layer.axis])
-        deviation = np.sqrt(x.var(0) + layer.epsilon)
+        # A channel that hardly varies would be amplified, and rounding with it.
+        deviation = np.sqrt(np.maximum(x.var(0), 0.1 * x.var(0).mean()) + layer.epsilon)
         layer.moving_mean.assign(x.mean(0) + rng.uniform(-0.2, 0.2, deviation.shape) * deviation)
         layer.moving_variance.assign(deviation**2 * rng.uniform(0.7, 1.4, deviation.shape))
 

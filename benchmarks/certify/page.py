@@ -13,7 +13,7 @@ HEAD = """# Certificate
 
 What each function does to the batch normalization (BN) of the networks that people have: families of KerasHub
 and keras.applications that have BN, and models as people write them. `make certify` runs it and writes this
-page. What is in no table below has not been run yet.
+page.
 
 An oracle that shares no code with the package checks every result. It runs models eagerly, with a hook in
 every BN layer, and computes in float64 with NumPy:
@@ -39,8 +39,8 @@ TITLES = {
 }
 NOTES = {
     "KerasHub": "Backbones of small configurations.",
-    "yours": "The code of each is in `benchmarks/certify/user_models.py`.",
-    "keras.applications": "The smallest member of each family. `export` is part of the other tables.",
+    "yours": "The code of each is in `benchmarks/certify/user_models.py` and `user_layers.py`.",
+    "keras.applications": "The smallest member of each family.",
 }
 COLUMNS = {
     "convert": "Converted",

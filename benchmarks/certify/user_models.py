@@ -3,103 +3,34 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
+
+from benchmarks.certify.user_layers import (
+    Autoencoder,
+    Branches,
+    Cell,
+    Classifier,
+    ConvBlock,
+    Named,
+    OfTensorFlow,
+    Residual,
+    SqueezeExcite,
+    Stage,
+    TwoInputs,
+)
 
 Example = tuple[keras.Model, Any]
 
 
 def _normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-class ConvBlock(layers.Layer):
-    """No get_config, and sublayers without names or build."""
-
-    def __init__(self, filters: int) -> None:
-        super().__init__()
-        self.conv, self.bn = (
-            layers.Conv2D(filters, 3, padding="same", use_bias=False),
-            layers.BatchNormalization(),
-        )
-
-    def call(self, x: Any, training: Any = None) -> Any:
-        return ops.relu(self.bn(self.conv(x), training=training))
-
-
-class Stage(layers.Layer):
-    """A list of blocks, one after the other, and a shortcut."""
-
-    def __init__(self, filters: int, count: int) -> None:
-        super().__init__()
-        self.blocks = [ConvBlock(filters) for _ in range(count)]
-        self.project = layers.Conv2D(filters, 1)
-
-    def call(self, x: Any) -> Any:
-        shortcut = self.project(x)
-        for block in self.blocks:
-            x = block(x)
-        return ops.add(x, shortcut)
-
-
-class Branches(layers.Layer):
-    """A dictionary of layers; one of them is never called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = {name: layers.Dense(3) for name in ("a", "b")}
-        self.norms = {name: layers.BatchNormalization() for name in ("a", "b", "unused")}
-
-    def build(self, shape: Any) -> None:
-        for layer in self.parts.values():
-            layer.build(shape)
-        for layer in self.norms.values():
-            layer.build((*shape[:-1], 3))
-
-    def call(self, x: Any) -> Any:
-        return ops.concatenate([self.norms[name](self.parts[name](x)) for name in ("a", "b")], axis=-1)
-
-
-@keras.saving.register_keras_serializable(package="certify")
-class Residual(layers.Layer):
-    """With get_config, as the guide teaches it."""
-
-    def __init__(self, units: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.units, self.dense, self.bn = units, layers.Dense(units), layers.BatchNormalization()
-
-    def build(self, shape: Any) -> None:
-        self.dense.build(shape)
-        self.bn.build((*shape[:-1], self.units))
-
-    def call(self, x: Any, training: Any = None) -> Any:
-        return x + ops.relu(self.bn(self.dense(x), training=training))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "units": self.units}
-
-
-class Classifier(keras.Model):
-    """A subclassed model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = ConvBlock(4)
-        self.stages = [Stage(6, 1), Stage(6, 2)]
-        self.pool, self.drop = layers.GlobalAveragePooling2D(), layers.Dropout(0.3)
-        self.hidden, self.bn, self.out = layers.Dense(5), layers.BatchNormalization(), layers.Dense(3)
-
-    def call(self, x: Any, training: Any = None) -> Any:
-        x = self.stem(x, training=training)
-        for stage in self.stages:
-            x = stage(x)
-        x = self.drop(self.pool(x), training=training)
-        return self.out(ops.tanh(self.bn(self.hidden(x), training=training)))
 
 
 def _cnn(name: str | None = None) -> keras.Model:
@@ -284,14 +215,21 @@ def own_dense() -> Example:
 
 
 def sixteen_bits() -> Example:
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with _policy("mixed_float16"):
         stack = [keras.Input((8, 8, 3)), ConvBlock(4), layers.Conv2D(6, 3), layers.BatchNormalization()]
         stack += [layers.ReLU(), layers.GlobalAveragePooling2D(), layers.Dense(2, dtype="float32")]
         return keras.Sequential(stack), _normal(8, 8, 8, 3)
+
+
+@contextmanager
+def _policy(name: str) -> Iterator[None]:
+    """Inside, layers are made with a dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy(before)
 
 
 def _reloaded(suffix: str) -> Example:
@@ -309,6 +247,110 @@ def reloaded_keras() -> Example:
 
 def reloaded_h5() -> Example:
     return _reloaded(".h5")
+
+
+def squeeze_and_excite() -> Example:
+    stack = [
+        keras.Input((8, 8, 3)),
+        ConvBlock(8),
+        SqueezeExcite(),
+        layers.DepthwiseConv2D(3),
+        SqueezeExcite(),
+    ]
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(2)]), _normal(6, 8, 8, 3)
+
+
+def calls_of_tensorflow() -> Example:
+    stack = [keras.Input((12, 12, 3)), OfTensorFlow(), layers.BatchNormalization(), layers.Flatten()]
+    return keras.Sequential([*stack, layers.Dense(2)]), _normal(6, 12, 12, 3)
+
+
+def cell_of_a_recurrent_layer() -> Example:
+    stack = [keras.Input((5, 3)), layers.RNN(Cell(4)), layers.BatchNormalization(), layers.Dense(2)]
+    return keras.Sequential(stack), _normal(8, 5, 3)
+
+
+def autoencoder() -> Example:
+    model, x = Autoencoder(), _normal(40, 12)
+    model(x)
+    return model, x
+
+
+def two_inputs() -> Example:
+    model, x = TwoInputs(), {"table": _normal(8, 3), "image": _normal(8, 8, 8, 3)}
+    model(x)
+    return model, x
+
+
+def class_around_a_graph() -> Example:
+    return Named(), _normal(40, 6)
+
+
+def transfer() -> Example:
+    """A frozen backbone called at inference, as the guide on transfer learning has it, and a new head."""
+    backbone = keras.applications.MobileNet(
+        weights=None, include_top=False, alpha=0.25, input_shape=(32, 32, 3)
+    )
+    backbone.trainable = False
+    inputs = keras.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(backbone(layers.Rescaling(1 / 127.5, -1)(inputs), training=False))
+    x = layers.Dropout(0.2)(layers.BatchNormalization()(layers.Dense(8)(x)))
+    x_data = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32")
+    return keras.Model(inputs, layers.Dense(2)(x)), x_data
+
+
+def shared_blocks() -> Example:
+    """A siamese network whose tower is made of layers of one's own."""
+    tower, pool = [ConvBlock(4), Stage(4, 2)], layers.GlobalMaxPooling2D()
+
+    def embed(x: Any) -> Any:
+        for block in tower:
+            x = block(x)
+        return pool(x)
+
+    left, right = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    model = keras.Model([left, right], layers.Subtract()([embed(left), embed(right)]))
+    return model, [_normal(6, 8, 8, 3), _normal(6, 8, 8, 3, seed=1) * 2]
+
+
+def text() -> Example:
+    """Strings in, a vocabulary inside."""
+    vectorize = layers.TextVectorization(output_sequence_length=6, vocabulary=["red", "green", "blue"])
+    inputs = keras.Input((), dtype="string")
+    x = layers.Conv1D(4, 3)(layers.Embedding(5, 4)(vectorize(inputs)))
+    x = layers.GlobalMaxPooling1D()(layers.ReLU()(layers.BatchNormalization()(x)))
+    words = np.array(["red green", "blue", "green green blue", "black red", "red", "blue blue"], dtype=object)
+    return keras.Model(inputs, layers.Dense(2)(x)), words
+
+
+def volumes() -> Example:
+    stack = [keras.Input((6, 6, 6, 2)), layers.Conv3D(3, 3, padding="same"), layers.BatchNormalization()]
+    stack += [layers.PReLU(), layers.Conv3DTranspose(2, 2), layers.BatchNormalization(scale=False)]
+    return keras.Sequential([*stack, layers.AveragePooling3D(2), layers.Flatten(), layers.Dense(2)]), _normal(
+        6, 6, 6, 6, 2
+    )
+
+
+def ends_in_bn() -> Example:
+    """BN of the inputs in the place of a scaler, and BN as the output."""
+    stack = [keras.Input((5,)), layers.BatchNormalization(center=False, scale=False), layers.Dense(4, "relu")]
+    return keras.Sequential([*stack, layers.Dense(3), layers.BatchNormalization()]), _normal(40, 5) * 9 + 5
+
+
+def bfloat16() -> Example:
+    with _policy("bfloat16"):
+        stack = [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()]
+        stack += [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
+        return keras.Sequential([*stack, layers.Dense(2)]), _normal(8, 8, 8, 3)
+
+
+def gan() -> Example:
+    """Both networks in one model, the discriminator frozen."""
+    first, z = generator()
+    second, _ = discriminator()
+    second.trainable = False
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, second(first(inputs))), z
 
 
 def keras_hub_task() -> Example:
@@ -349,4 +391,17 @@ USER_MODELS: dict[str, Callable[[], Example]] = {
     "reloaded from .keras": reloaded_keras,
     "reloaded from .h5": reloaded_h5,
     "KerasHub task with preprocessor": keras_hub_task,
+    "squeeze and excite": squeeze_and_excite,
+    "calls of TensorFlow": calls_of_tensorflow,
+    "cell of a recurrent layer": cell_of_a_recurrent_layer,
+    "autoencoder": autoencoder,
+    "dictionary in, dictionary out": two_inputs,
+    "class around a graph": class_around_a_graph,
+    "transfer learning": transfer,
+    "siamese, own layers": shared_blocks,
+    "text": text,
+    "volumes": volumes,
+    "BN at both ends": ends_in_bn,
+    "bfloat16": bfloat16,
+    "GAN, both": gan,
 }

@@ -47,10 +47,12 @@ def _values(random: np.random.Generator, spec: tf.TensorSpec, count: int, larges
 
 
 def given(inputs: Mapping[str, tf.TensorSpec], examples: Any) -> Tensors:
-    """Match `examples` to the inputs: a dict of arrays by name, or the array of the only input.
+    """Match `examples` to the inputs: arrays by name, arrays in their order, or the array of the only input.
 
     If the batch size is fixed, extra examples are left out.
     """
+    if isinstance(examples, (list, tuple)) and len(inputs) == len(examples) > 1:
+        examples = dict(zip(inputs, examples, strict=True))
     named = dict(examples) if isinstance(examples, Mapping) else dict.fromkeys(inputs, examples)
     if named.keys() != inputs.keys() or (len(inputs) > 1 and not isinstance(examples, Mapping)):
         got = ", ".join(examples) if isinstance(examples, Mapping) else "one array"

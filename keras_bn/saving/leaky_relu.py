@@ -39,15 +39,18 @@ def _rewrite(nodes: Any, in_function: bool = False) -> list[str]:
         if node.op == "LeakyRelu" and operations.get(tensor_name(node.input[0])) in _ADDITIONS
     ]
     for node in changed:
-        alpha, dtype = node.attr["alpha"].f, node.attr["T"].type
+        # What is the default of the operation need not be written in the file.
+        alpha = node.attr["alpha"].f if "alpha" in node.attr else 0.2
+        dtype = node.attr["T"].type or tf.float32.as_datatype_enum
+        node.attr["T"].type = dtype
         slope, scaled = f"{node.name}/slope", f"{node.name}/scaled"
         constant = nodes.add(name=slope, op="Const")
         constant.attr["dtype"].type = dtype
-        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(alpha, dtype=dtype))
+        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(alpha, dtype=tf.as_dtype(dtype)))
         product = nodes.add(name=scaled, op="Mul")
         product.input[:] = [node.input[0], f"{slope}:output:0" if in_function else slope]
         product.attr["T"].type = dtype
         node.op = "Maximum" if alpha <= 1 else "Minimum"
-        node.attr.pop("alpha")
+        node.attr.pop("alpha", None)
         node.input.insert(1, f"{scaled}:z:0" if in_function else scaled)
     return [node.name for node in changed]

@@ -86,9 +86,9 @@ def write_version(
             with _unknown_steps_named(model):
                 checked = check(served, batches, what, made_up=examples is None)
             allowed = tolerance or (checked.check.tolerance if precision == "float32" else 0.05)
-            fidelity = compare(
-                signature, served, checked.inputs if examples is None else batches[0], what, allowed
-            )
+            compared = checked.inputs if examples is None else batches[0]
+            weights = model.variables if tolerance is None and precision == "float32" else ()
+            fidelity = compare(signature, served, compared, what, allowed, weights)
         checks = [checked.check]
         if decoder is not None:
             files = {IMAGE_BYTES: images.made_up(decoder)}

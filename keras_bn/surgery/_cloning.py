@@ -155,7 +155,7 @@ class _Web:
 
     def __init__(self, root: Any, closed: Set[int] = frozenset()) -> None:
         self.objects: list[Any] = []
-        holders: dict[int, list[Any]] = {}
+        self._holders: dict[int, list[Any]] = {}
         seen: set[int] = set()
         pending = [root]
         self._alive: list[Any] = []  # lest an identity be given to another object meanwhile
@@ -168,15 +168,20 @@ class _Web:
             parts = [] if id(holder) in closed else list(_parts(holder))
             self._alive += parts
             for part in parts:
-                holders.setdefault(id(part), []).append(holder)
+                self._holders.setdefault(id(part), []).append(holder)
             pending += reversed(parts)
-        self._reaching: set[int] = set()
+
+    @functools.cached_property
+    def _reaching(self) -> set[int]:
+        """The identities of the objects that lead to a layer or variable."""
+        result: set[int] = set()
         waiting = [each for each in self.objects if _is_essential(each)]
         while waiting:
             each = waiting.pop()
-            if id(each) not in self._reaching:
-                self._reaching.add(id(each))
-                waiting += holders.get(id(each), [])
+            if id(each) not in result:
+                result.add(id(each))
+                waiting += self._holders.get(id(each), [])
+        return result
 
     def reaches(self, each: Any) -> bool:
         """Whether it is, or holds, a layer or a variable."""

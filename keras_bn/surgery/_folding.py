@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -68,7 +67,9 @@ class FoldPlan:
                 "and cannot be folded; build the model without that argument."
             )
         self.notes += self._graph.notes()
-        self._uses = Counter(id(call.layer) for call in found)
+        self._calls: dict[int, list[Call]] = {}
+        for call in found:
+            self._calls.setdefault(id(call.layer), []).append(call)
         for call in found:
             if is_batch_normalization(call.layer) and _is_plain(call.layer):
                 self._state[call.path] = affine_of(call)
@@ -138,6 +139,8 @@ class FoldPlan:
 
     def _place(self, call: Call, affine: Affine) -> Row:
         kind = type(call.layer).__name__
+        if call.path in self._absorbed:  # with an earlier call of the same layer
+            return Row(call.path, kind, "folded", f"into {call.producers[0].path}")
         blocked = []
         searches: tuple[Callable[[], Any], ...] = (
             lambda: self._into_producers(call, [affine]),
@@ -152,6 +155,10 @@ class FoldPlan:
             self._state.update(changes)
             self._absorbed.add(call.path)
             return Row(call.path, kind, "folded", "into " + ", ".join(changes))
+        if changes := self._into_shared(call, affine):
+            self._state.update(changes)
+            self._absorbed.update(each.path for each in self._calls[id(call.layer)])
+            return Row(call.path, kind, "folded", f"into {call.producers[0].path}")
         return Row(call.path, kind, "multiply-add", f"before it, {blocked[0]}; after it, {blocked[1]}")
 
     def _into_producers(self, call: Call, affines: list[Affine]) -> Changes:
@@ -171,6 +178,24 @@ class FoldPlan:
                 changes |= self._into_producers(producer, before(producer, affine))
         return changes
 
+    def _into_shared(self, call: Call, affine: Affine) -> Changes:
+        """The changes that make a layer that is called several times take up the map of a BN layer.
+
+        There are none unless the BN layer follows every call of that layer, and nothing else.
+        """
+        calls = self._calls[id(call.layer)]
+        producers = [producer for each in calls for producer in each.producers[:1]]
+        layers = {id(producer.layer) for producer in producers}
+        if len(calls) < 2 or len(layers) > 1 or not len(producers) == len(calls) == self._uses(producers[0]):
+            return {}
+        if any(each.is_output or len(each.consumers) > 1 or each.path in self._state for each in producers):
+            return {}
+        try:
+            linear = self._linear(producers[0])
+        except Blocked:
+            return {}
+        return {} if linear is None else {each.path: linear.then(affine) for each in producers}
+
     def _into_consumers(self, call: Call, affine: Affine) -> Changes:
         """The changes that make all consumers of `call` take up a map on its output."""
         if call.is_output:
@@ -189,15 +214,23 @@ class FoldPlan:
         """The present form of `call`, or None if no map can be folded into it."""
         if call.path in self._state:
             return self._state[call.path]
+        linear = self._linear(call)
+        if linear is not None and self._uses(call) > 1:
+            raise Blocked(f"{call.layer.name} is called {self._uses(call)} times")
+        return linear
+
+    def _linear(self, call: Call) -> Linear | None:
         if type(call.layer) not in KINDS:
             return None
         if reason := why_not_plain(call.layer):
             raise Blocked(f"{call.path} {reason}")
         if misplaces_bias(call.layer, call.node.outputs[0].shape):
             raise Blocked(f"{call.path} may have its bias added along the last axis")
-        if self._uses[id(call.layer)] > 1:
-            raise Blocked(f"{call.layer.name} is called {self._uses[id(call.layer)]} times")
         return Linear.of(call.layer, tuple(call.node.input_tensors[0].shape))
+
+    def _uses(self, call: Call) -> int:
+        """How often the layer of a call is called."""
+        return len(self._calls[id(call.layer)])
 
     def _name(self, call: Call) -> str:
         """The BN layer's own name, if another call of it has not taken that."""
@@ -266,7 +299,7 @@ class FoldPlan:
         layer = consumer.layer
         if type(layer) not in (*CONVOLUTIONS, *DEPTHWISE) or why_not_plain(layer) or layer.padding != "valid":
             return
-        if self._uses[id(layer)] > 1 or self._uses[id(call.layer)] > 1:
+        if self._uses(consumer) > 1 or self._uses(call) > 1:
             return
         shape, rank = call.node.input_tensors[0].shape, len(layer.kernel_size)
         first = layer.data_format == "channels_first"

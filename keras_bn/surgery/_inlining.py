@@ -64,6 +64,7 @@ class Inlined:
         self.closed: dict[str, str] = {path: "inlined, it computes something else" for path in keep}
         self._wanted, self._trainable, self._loadable = wanted, trainable, loadable
         self._recreatable: dict[int, tuple[Any, bool]] = {}
+        self._inner: dict[int, tuple[Any, list[Any]]] = {}
         if is_graph(model):
             check(model)
         clone = self._clone = Clone(model)
@@ -104,8 +105,14 @@ class Inlined:
         return (
             isinstance(layer, keras.Layer)
             and graph_in(layer) is None
-            and any(self._wanted(inner) for _, inner in layers_in(layer))
+            and any(self._wanted(inner) for inner in self.layers_in(layer))
         )
+
+    def layers_in(self, layer: Any) -> list[Any]:
+        """The layers inside a layer of the copy, which are looked for once."""
+        if id(layer) not in self._inner:
+            self._inner[id(layer)] = layer, [inner for _, inner in layers_in(layer)]
+        return self._inner[id(layer)][1]
 
     def _is_to_open(self, layer: Any) -> bool:
         path = self.paths.get(id(layer), "")
@@ -156,7 +163,7 @@ class Inlined:
             raise _Closed("it is called with a mask")
         if self._trainable and getattr(layer, "activity_regularizer", None) is not None:
             raise _Closed("it has an activity regularizer")
-        inner = [each for _, each in layers_in(layer)]
+        inner = self.layers_in(layer)
         self._rename(layer, inner)
         if "training" in parameters(layer.call):
             kwargs = {"training": None, **kwargs}
@@ -176,7 +183,7 @@ class Inlined:
         return outputs
 
     def _trace(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]) -> Any:
-        seeds = _seeds(layer)
+        seeds = _seeds([layer, *self.layers_in(layer)])
         before = [ops.convert_to_numpy(seed) for seed in seeds]
         policy, dtype = layer.dtype_policy, layer.input_dtype
         args, kwargs = keras.tree.map_structure(
@@ -242,7 +249,7 @@ class _Opening:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         path = self.inlined.paths.get(id(self.layer), self.layer.name)
         try:
-            with _keras.calls_kept_on_error([self.layer, *(each for _, each in layers_in(self.layer))]):
+            with _keras.calls_kept_on_error([self.layer, *self.inlined.layers_in(self.layer)]):
                 outputs = self.inlined.call(self.layer, args, kwargs)
         except _Closed as reason:
             self.inlined.closed[path] = str(reason)
@@ -338,10 +345,10 @@ def _signature(outputs: Any, inputs: list[Any]) -> list[Any]:
     ]
 
 
-def _seeds(layer: Any) -> list[Any]:
+def _seeds(layers: list[Any]) -> list[Any]:
     generators = [
         value
-        for each in (layer, *(inner for _, inner in layers_in(layer)))
+        for each in layers
         for value in vars(each).values()
         if isinstance(value, keras.random.SeedGenerator)
     ]

@@ -1,0 +1,160 @@
+"""Exports at batch size 1 of the same network written as a plain graph and with custom layers.
+
+`python -m benchmarks.custom_layers` builds a network of inverted residuals (MobileNetV2's plan) as a plain
+graph of Keras's layers, with its BN layers inside custom layers, and as a subclassed model. It takes
+EfficientNetB0 from keras.applications, a plain graph, and from KerasHub, whose BN layers are inside layers of
+its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+import keras_bn
+from benchmarks.export import THREADS, _keras_hub, _session, _with_statistics
+from benchmarks.timing import interleaved, machine, table
+
+# Filters, stride and expansion of each block.
+BLOCKS = (
+    *((16, 1, 1), (24, 2, 6), (24, 1, 6), (32, 2, 6), (32, 1, 6), (32, 1, 6), (64, 2, 6)),
+    *((64, 1, 6), (64, 1, 6), (64, 1, 6), (96, 1, 6), (96, 1, 6), (160, 2, 6), (160, 1, 6), (320, 1, 6)),
+)
+TEXT = """
+Milliseconds of one 224x224 image (median) in exports of `keras_bn.export`, and the ratio to the plain graph
+with the same number of intra-op and inter-op threads. All variants of a network take turns in one run.
+"""
+
+
+class InvertedResidual(layers.Layer):
+    """The block of MobileNetV2, with its layers made in `build`."""
+
+    def __init__(self, filters: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        self.filters, self.stride, self.expansion = filters, stride, expansion
+
+    def build(self, shape: Any) -> None:
+        self.expand = layers.Conv2D(shape[-1] * self.expansion, 1, use_bias=False)
+        self.depthwise = layers.DepthwiseConv2D(3, self.stride, padding="same", use_bias=False)
+        self.project = layers.Conv2D(self.filters, 1, use_bias=False)
+        self.norms = [layers.BatchNormalization() for _ in range(3)]
+
+    def call(self, x: Any) -> Any:
+        first, second, third = self.norms
+        y = ops.relu6(first(self.expand(x)))
+        y = third(self.project(ops.relu6(second(self.depthwise(y)))))
+        return x + y if x.shape == y.shape else y
+
+
+def inverted_residual(x: Any, filters: int, stride: int, expansion: int) -> Any:
+    """The same block as a plain graph."""
+    y = layers.Conv2D(x.shape[-1] * expansion, 1, use_bias=False)(x)
+    y = layers.ReLU(6.0)(layers.BatchNormalization()(y))
+    y = layers.DepthwiseConv2D(3, stride, padding="same", use_bias=False)(y)
+    y = layers.ReLU(6.0)(layers.BatchNormalization()(y))
+    y = layers.BatchNormalization()(layers.Conv2D(filters, 1, use_bias=False)(y))
+    return layers.Add()([x, y]) if x.shape == y.shape else y
+
+
+def _around(blocks: Callable[[Any], Any]) -> keras.Model:
+    inputs = keras.Input((224, 224, 3))
+    x = layers.Conv2D(32, 3, 2, padding="same", use_bias=False)(inputs)
+    x = blocks(layers.ReLU(6.0)(layers.BatchNormalization()(x)))
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(1280, 1, use_bias=False)(x)))
+    return keras.Model(inputs, layers.Dense(1000)(layers.GlobalAveragePooling2D()(x)))
+
+
+def plain() -> keras.Model:
+    def blocks(x: Any) -> Any:
+        for block in BLOCKS:
+            x = inverted_residual(x, *block)
+        return x
+
+    return _around(blocks)
+
+
+def custom_layers() -> keras.Model:
+    def blocks(x: Any) -> Any:
+        for block in BLOCKS:
+            x = InvertedResidual(*block)(x)
+        return x
+
+    return _around(blocks)
+
+
+class Subclassed(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = (
+            layers.Conv2D(32, 3, 2, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+        )
+        self.blocks = [InvertedResidual(*block) for block in BLOCKS]
+        self.top, self.top_bn = layers.Conv2D(1280, 1, use_bias=False), layers.BatchNormalization()
+        self.pool, self.classes = layers.GlobalAveragePooling2D(), layers.Dense(1000)
+
+    def call(self, x: Any) -> Any:
+        x = ops.relu6(self.stem_bn(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return self.classes(self.pool(ops.relu6(self.top_bn(self.top(x)))))
+
+
+def subclassed() -> keras.Model:
+    model = Subclassed()
+    model(np.zeros((1, 224, 224, 3), "float32"))
+    return model
+
+
+NETWORKS: dict[str, dict[str, Callable[[], keras.Model]]] = {
+    "inverted residuals": {"plain": plain, "custom layers": custom_layers, "subclassed model": subclassed},
+    "EfficientNetB0": {
+        "plain": lambda: keras.applications.EfficientNetB0(weights=None),
+        "KerasHub's layers": _keras_hub,
+    },
+}
+
+
+def main() -> None:
+    print(machine())
+    print(TEXT)
+    rows = [row for name, variants in NETWORKS.items() for row in _rows(name, variants)]
+    columns = [f"{count}/{count}" for count in THREADS]
+    print(table(["network", "", *columns, "export s"], rows))
+
+
+def _rows(name: str, variants: dict[str, Callable[[], keras.Model]]) -> list[list[str]]:
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
+    examples = np.random.default_rng(1).uniform(-1, 1, (4, 224, 224, 3)).astype(np.float32)
+    candidates, took = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for variant, make in variants.items():
+            model, start = _with_statistics(make()), time.perf_counter()
+            path = keras_bn.export(model, Path(folder) / variant, examples=examples)
+            took[variant] = time.perf_counter() - start
+            candidates |= {f"{variant} {count}": _session(path, image, count) for count in THREADS}
+            keras.backend.clear_session()
+        seconds = interleaved(candidates, rounds=40, warmup=5)
+        candidates.clear()
+        gc.collect()
+
+    def cell(variant: str, count: int) -> str:
+        own, base = seconds[f"{variant} {count}"], seconds[f"plain {count}"]
+        return f"{1e3 * own:.1f} ({own / base:.2f})"
+
+    return [
+        [name, variant, *(cell(variant, count) for count in THREADS), f"{took[variant]:.1f}"]
+        for variant in variants
+    ]
+
+
+if __name__ == "__main__":
+    main()

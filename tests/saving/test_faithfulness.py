@@ -1,0 +1,51 @@
+"""What an export may differ by: rounding, also where the network amplifies it, and nothing else."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_bn
+from keras_bn.errors import CheckFailedError
+from keras_bn.saving import write_version as module
+
+DATA = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+
+
+def amplifying(factor):
+    """Differences of nearly equal numbers, enlarged: rounding grows by `factor`, whatever the kernels."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = layers.BatchNormalization()(layers.Dense(64)(inputs))
+    y = layers.Dense(64, trainable=False, kernel_initializer="identity")(x * factor + x)
+    return keras.Model(inputs, layers.Dense(3)(y - x * factor))
+
+
+def test_a_network_that_amplifies_rounding_is_exported(tmp_path):
+    model = amplifying(3e4)
+    with pytest.raises(CheckFailedError, match="tolerance=1e-05"):
+        keras_bn.export(model, tmp_path, examples=DATA, tolerance=1e-5)
+    path = keras_bn.export(model, tmp_path, examples=DATA)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("factor", [0.0, 3e4])
+def test_other_outputs_are_refused_all_the_same(tmp_path, monkeypatch, factor):
+    model = amplifying(factor)
+
+    def wrong(model):
+        result = keras_bn.fold(model).model
+        kernel = result.layers[1].kernel
+        kernel.assign(kernel * (1 + 1e-2))
+        return result, {}
+
+    monkeypatch.setattr(module, "_folded", wrong)
+    with pytest.raises(CheckFailedError, match="differ by"):
+        keras_bn.export(model, tmp_path, examples=DATA)
+
+
+def test_changing_the_last_bits_leaves_the_weights_alone(tmp_path):
+    model = amplifying(3e4)
+    before = [variable.numpy().tobytes() for variable in model.variables]
+    keras_bn.export(model, tmp_path, examples=DATA)
+    assert [variable.numpy().tobytes() for variable in model.variables] == before
