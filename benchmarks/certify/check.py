@@ -260,7 +260,8 @@ def _first(inputs: Any, count: int, start: int = 0) -> Any:
 def _named(serve: Any, batch: Any, model: keras.Model) -> dict[str, Any]:
     arguments = serve.structured_input_signature[1]
     if isinstance(batch, list):
-        batch = dict(zip((tensor.name for tensor in model.inputs), batch, strict=True))
+        names = [tensor._keras_history.operation.name for tensor in model.inputs]
+        batch = dict(zip(names, batch, strict=True))
     if isinstance(batch, dict):
         return {name: tf.constant(batch[name], spec.dtype) for name, spec in arguments.items()}
     ((name, spec),) = arguments.items()

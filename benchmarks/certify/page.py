@@ -25,11 +25,11 @@ every BN layer, and computes in float64 with NumPy:
 - `convert` and `recalibrate` keep the class of the model.
 - The model that a function is given is the same afterwards, to the bit.
 
-A cell counts the BN layers that a function handled, of those that the model calls. "+ 3" after folded layers
-are layers that became a multiply-add. A number in parentheses after the layers counts those that the model
-holds but never calls. "Inserted" is what `retrofit` adds to the layers that had no BN. Weights are random,
-and the statistics of the BN layers are set near to those of the data. Seconds are those of the whole row on
-two cores of a busy machine, and most of them are compilation.
+"BN" counts the BN layers that a model calls; a number in parentheses counts those that it holds but never
+calls. The other cells count the layers that a function handled. "6 + 4" folded layers are 6 that were
+absorbed by another layer and 4 that became a multiply-add. "Inserted" is what `retrofit` adds behind layers
+that had no BN. The last column has the seconds of the whole row on two cores of a busy machine, most of which
+are compilation. Weights are random, and the statistics of the BN layers are set near to those of the data.
 """
 
 TITLES = {
@@ -70,7 +70,7 @@ def write(results: dict[str, Any]) -> None:
 
 def _table(own: dict[str, Any]) -> str:
     functions = [name for name in COLUMNS if any(name in found["functions"] for found in own.values())]
-    head = ["Model", "BN layers", *(COLUMNS[name] for name in functions), "Seconds"]
+    head = ["Model", "BN", *(COLUMNS[name] for name in functions), "s"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for name, found in own.items():
         cells = [_cell(function, found["functions"].get(function)) for function in functions]

@@ -198,7 +198,11 @@ class Inlined:
             with _weights_as_tensors(layer, tensors[0], self._named), _losses_noticed(layer) as losses:
                 outputs = layer.call(*args, **kwargs)
         except Exception as error:
-            raise _Closed(f"its call does not run on symbolic tensors: {_first_line(error)}") from error
+            unknown = any(None in tensor.shape[1:] for tensor in tensors)
+            raise _Closed(
+                f"its call does not run on symbolic tensors{' of unknown size' if unknown else ''}: "
+                f"{_first_line(error)}"
+            ) from error
         changed = [not np.array_equal(ops.convert_to_numpy(s), b) for s, b in zip(seeds, before, strict=True)]
         for seed, value in zip(seeds, before, strict=True):
             seed.assign(value)

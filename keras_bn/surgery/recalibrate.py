@@ -65,7 +65,9 @@ def recalibrate(
     - `"sequential"`: Earlier layers normalize by their new population statistics. So the statistics are
       exactly those of the network at inference, and do not depend on how the data is cut into batches. The
       data is read once. The network is run in pieces, from one level of BN layers to the next, and the values
-      between two pieces are kept for all of the data, so that each layer runs once per batch.
+      between two pieces are kept for all of the data, so that each layer runs once per batch. A custom layer
+      that holds several BN layers and cannot be taken apart is run on all of the data at once if
+      `memory_limit` allows that, and once for each of its BN layers if not.
     - `"batch"`: Earlier layers normalize by the moments of each batch, as in training. This is Precise BN. It
       keeps no values, but it is biased by the noise of the batch moments. The relative size of the noise is 1
       / sqrt(values per channel in a batch), which is negligible at 32 images per batch and harmful at 2. With
