@@ -192,3 +192,46 @@ class Named(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {"units": self.units, "name": self.name}
+
+
+class SometimesSkipped(layers.Layer):
+    """A residual branch that is dropped at random in training."""
+
+    def __init__(self, filters: int, rate: float = 0.5) -> None:
+        super().__init__()
+        self.branch = [ConvBlock(filters), layers.Conv2D(filters, 1), layers.BatchNormalization()]
+        self.rate, self.seeds = rate, keras.random.SeedGenerator(1)
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        y = x
+        for layer in self.branch:
+            y = layer(y)
+        if training:
+            kept = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.seeds) > self.rate
+            y = ops.where(kept, y / (1 - self.rate), 0.0)
+        return x + y
+
+
+class Encoder(layers.Layer):
+    """A transformer's block with BN in the place of layer normalization."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = layers.MultiHeadAttention(2, width // 2)
+        self.norms = (layers.BatchNormalization(), layers.BatchNormalization())
+        self.feed_forward = keras.Sequential([layers.Dense(2 * width, "relu"), layers.Dense(width)])
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        x = self.norms[0](x + self.attention(x, x), training=training)
+        return self.norms[1](x + self.feed_forward(x), training=training)
+
+
+class WithLayerOfAnother(layers.Layer):
+    """Normalizes by a BN layer that it was given."""
+
+    def __init__(self, units: int, bn: Any) -> None:
+        super().__init__()
+        self.dense, self.bn = layers.Dense(units), bn
+
+    def call(self, x: Any) -> Any:
+        return ops.tanh(self.bn(self.dense(x)))

@@ -18,12 +18,15 @@ from benchmarks.certify.user_layers import (
     Cell,
     Classifier,
     ConvBlock,
+    Encoder,
     Named,
     OfTensorFlow,
     Residual,
+    SometimesSkipped,
     SqueezeExcite,
     Stage,
     TwoInputs,
+    WithLayerOfAnother,
 )
 
 Example = tuple[keras.Model, Any]
@@ -353,6 +356,86 @@ def gan() -> Example:
     return keras.Model(inputs, second(first(inputs))), z
 
 
+def time_distributed_block() -> Example:
+    stack = [
+        keras.Input((3, 8, 8, 3)),
+        layers.TimeDistributed(ConvBlock(4)),
+        layers.TimeDistributed(Stage(4, 1)),
+    ]
+    stack += [
+        layers.TimeDistributed(layers.GlobalMaxPooling2D()),
+        layers.LSTM(4),
+        layers.BatchNormalization(),
+    ]
+    return keras.Sequential([*stack, layers.Dense(2)]), _normal(4, 3, 8, 8, 3)
+
+
+def stochastic_depth() -> Example:
+    stack = [
+        keras.Input((8, 8, 4)),
+        SometimesSkipped(4),
+        SometimesSkipped(4),
+        layers.GlobalAveragePooling2D(),
+    ]
+    return keras.Sequential([*stack, layers.Dense(2)]), _normal(6, 8, 8, 4)
+
+
+def transformer() -> Example:
+    inputs = keras.Input((7, 4))
+    x = Encoder(4)(Encoder(4)(layers.BatchNormalization()(inputs)))
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x))), _normal(12, 7, 4)
+
+
+def table() -> Example:
+    """Columns by name, numbers and words, with their preprocessing."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "age": rng.uniform(20, 80, (40, 1)).astype("float32"),
+        "town": rng.choice(["Rome", "Oslo"], (40, 1)).astype(object),
+    }
+    scale, words = (
+        layers.Normalization(),
+        layers.StringLookup(vocabulary=["Rome", "Oslo"], output_mode="one_hot"),
+    )
+    scale.adapt(columns["age"])
+    inputs = {"age": keras.Input((1,), name="age"), "town": keras.Input((1,), dtype="string", name="town")}
+    x = layers.Concatenate()([scale(inputs["age"]), words(inputs["town"])])
+    for units in (8, 4):
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(units)(x)))
+    return keras.Model(inputs, layers.Dense(1)(x)), columns
+
+
+def given_layer() -> Example:
+    """A BN layer that two layers of one's own share."""
+    bn = layers.BatchNormalization()
+    stack = [
+        keras.Input((4,)),
+        WithLayerOfAnother(4, bn),
+        layers.Dense(4),
+        layers.ReLU(),
+        WithLayerOfAnother(4, bn),
+    ]
+    return keras.Sequential([*stack, layers.Dense(2)]), _normal(40, 4)
+
+
+def spectral() -> Example:
+    stack = [
+        keras.Input((8, 8, 3)),
+        layers.SpectralNormalization(layers.Conv2D(4, 3)),
+        layers.BatchNormalization(),
+    ]
+    stack += [layers.LeakyReLU(), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten()]
+    return keras.Sequential([*stack, layers.Dense(1)]), _normal(6, 8, 8, 3)
+
+
+def trained() -> Example:
+    """Compiled and trained, with an average of the weights in the optimizer."""
+    model, x = own_dense()
+    model.compile(keras.optimizers.AdamW(1e-3, use_ema=True), "mse", metrics=["mae"], jit_compile=False)
+    model.fit(x, x[:, :2], epochs=2, verbose=0)
+    return model, x
+
+
 def keras_hub_task() -> Example:
     import keras_hub
 
@@ -404,4 +487,11 @@ USER_MODELS: dict[str, Callable[[], Example]] = {
     "BN at both ends": ends_in_bn,
     "bfloat16": bfloat16,
     "GAN, both": gan,
+    "TimeDistributed(own layer)": time_distributed_block,
+    "stochastic depth": stochastic_depth,
+    "transformer with BN": transformer,
+    "table with words": table,
+    "BN layer given to two layers": given_layer,
+    "spectral normalization": spectral,
+    "compiled and trained": trained,
 }
