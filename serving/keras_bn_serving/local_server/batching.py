@@ -1,83 +1,21 @@
-"""Batching: concurrent requests joined on TensorFlow's own batching kernel (the one inside TF Serving).
+"""Batching: concurrent requests for a model are computed in one run.
 
-The kernel (`BatchFunction`) decides which requests make a batch: it has the queue, the threads, the time
-limits, the allowed sizes and the splitting of large requests. What goes through it are row numbers only,
-[task, row] pairs; the body of a batch fetches those rows from the tasks, runs the model, and hands every task
-its rows of the result. So tensors may be padded to one shape, and a bad request fails without its batch.
+Requests with the same inputs and outputs share a queue of batches. Threads run the batches when they are due,
+and hand every request its rows of the result. A request that fails does not fail those it was joined with.
 """
 
-import dataclasses
-import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_bn_serving.local_server import metrics
-from keras_bn_serving.local_server.engines.tensorflow import GraphSession
-from keras_bn_serving.local_server.status import from_exception, require
-from keras_bn_serving.wire.errors import FailedPreconditionError, ServingError
+from keras_bn_serving.local_server.batch_queue import BatchQueue, Parameters, Piece, Task
+from keras_bn_serving.local_server.status import from_exception
+from keras_bn_serving.wire.errors import DeadlineExceededError, FailedPreconditionError, InvalidArgumentError
 
-
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-    """TF Serving's BatchingParameters, with its defaults."""
-
-    max_batch_size: int = 1000
-    batch_timeout_micros: int = 0
-    max_enqueued_batches: int = 10
-    num_batch_threads: int = os.cpu_count() or 1
-    allowed_batch_sizes: Sequence[int] = ()
-    pad_variable_length_inputs: bool = False
-    enable_large_batch_splitting: bool = False
-    max_execution_batch_size: int = 0
-
-    def __post_init__(self) -> None:
-        positive = ("num_batch_threads", "max_batch_size")
-        for name in (*positive, "batch_timeout_micros", "max_enqueued_batches"):
-            number = getattr(self, name)
-            what = f"{name} must be {'positive' if name in positive else 'non-negative'}; was {number}"
-            require(number >= (name in positive), what)
-        sizes, largest = self.execution_sizes(), self.largest_execution()
-        what = f"Last entry in allowed_batch_sizes must match max_batch_size; expected {largest}"
-        require(not sizes or sizes[-1] == largest, what)
-
-    @classmethod
-    def of(cls, proto: Any) -> "Parameters":
-        """The parameters a BatchingParameters message holds; INVALID_ARGUMENT if they make no sense."""
-        given = {field.name: getattr(value, "value", value) for field, value in proto.ListFields()}
-        given.pop("thread_pool_name", None)
-        return cls(**given)
-
-    def largest_execution(self) -> int:
-        """The most rows that are run at once."""
-        return (self.enable_large_batch_splitting and self.max_execution_batch_size) or self.max_batch_size
-
-    def execution_sizes(self) -> list[int]:
-        """The numbers of rows that may be run at once; empty: any. The last is where requests are split."""
-        any_size = range(1, self.largest_execution() + 1) if self.enable_large_batch_splitting else ()
-        return list(self.allowed_batch_sizes or any_size)
-
-
-class _Task:
-    """One request in the queue: its tensors, and the parts of its result by first row."""
-
-    def __init__(self, feeds: Mapping[str, np.ndarray], timeout_ms: int) -> None:
-        self.feeds = feeds
-        self.timeout_ms = timeout_ms
-        self.parts: dict[int, list[np.ndarray]] = {}
-        self.error: ServingError | None = None
-        self.queued = time.perf_counter()
-
-    def result(self) -> list[np.ndarray]:
-        if self.error is not None:
-            raise self.error
-        parts = [self.parts[start] for start in sorted(self.parts)]
-        return [np.concatenate(output) for output in zip(*parts, strict=True)] if parts[1:] else parts[0]
+_Key = tuple[tuple[str, ...], tuple[str, ...]]  # the names of the inputs, in order, and of the outputs
 
 
 class Batcher:
@@ -86,140 +24,141 @@ class Batcher:
     def __init__(self, run: Callable[..., list[np.ndarray]], parameters: Parameters) -> None:
         self._run = run
         self._parameters = parameters
-        # Threads of its own: the bodies of batches wait for the model's session, which could not get on if
-        # they held the threads that TensorFlow's sessions share.
-        threads = parameters.num_batch_threads + 1
-        config = tf.compat.v1.ConfigProto(use_per_session_threads=True, inter_op_parallelism_threads=threads)
-        self._session = GraphSession(config)
-        self._lock = threading.Lock()
-        self._queues: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
-        self._tasks: dict[int, _Task] = {}
-        self._numbers = itertools.count()
+        self._queues: dict[_Key, BatchQueue] = {}  # none is empty
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name="batches", daemon=True)
+            for _ in range(parameters.num_batch_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
         """As GraphSession.run, with the rows of this request computed along with those of others."""
-        require(feeds, "Batching Run() must have at least one input tensor")
-        scalars = any(array.ndim == 0 for array in feeds.values())
-        require(not scalars, "Batching Run() input tensors must have at least one dimension")
+        if not feeds:
+            raise InvalidArgumentError("Batching Run() must have at least one input tensor")
+        if any(array.ndim == 0 for array in feeds.values()):
+            raise InvalidArgumentError("Batching Run() input tensors must have at least one dimension")
         (rows, *others) = {len(array) for array in feeds.values()}
-        require(not others, "Batching Run() input tensors must have equal 0th-dimension size")
+        if others:
+            raise InvalidArgumentError("Batching Run() input tensors must have equal 0th-dimension size")
         largest = self._parameters.max_batch_size
-        require(rows <= largest, f"Task size {rows} is larger than maximum input batch size {largest}")
+        if rows > largest:
+            raise InvalidArgumentError(f"Task size {rows} is larger than maximum input batch size {largest}")
         if rows == 0:  # nothing to wait for
             return self._run(feeds, fetches, timeout_ms)
-        queue = self._queue(feeds, tuple(fetches))
-        task, number = _Task(feeds, timeout_ms), next(self._numbers)
         metrics.INPUT_BATCH.observe(rows)
-        self._tasks[number] = task
-        try:
-            index = np.stack([np.full(rows, number), np.arange(rows)], axis=1)
-            # No time limit here: the run of the batch is cut short, when none of its tasks has time left.
-            self._session.run({f"{queue}/rows:0": index}, [f"{queue}/batch:0"])
-        finally:
-            del self._tasks[number]
+        task, key = Task(feeds, rows, timeout_ms), (tuple(sorted(feeds)), tuple(fetches))
+        with self._changed:
+            queue = self._queues.get(key) or BatchQueue(self._parameters)
+            queue.put(task)
+            self._queues[key] = queue
+            self._changed.notify()
+        # No time limit here: the run of the batch is cut short, when none of its tasks has time left.
         return task.result()
 
     def close(self) -> None:
-        """Give the kernels' threads and memory back."""
-        self._session.close()
+        """Run what is waiting, and end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _queue(self, feeds: Mapping[str, np.ndarray], fetches: tuple[str, ...]) -> str:
-        """The name of the queue for requests with these inputs and outputs, made when it is first needed."""
-        key = (tuple(sorted(feeds)), fetches)
-        with self._lock:
-            if key not in self._queues:
-                name = f"queue_{len(self._queues)}"
-                self._add_kernel(name, fetches)
-                self._queues[key] = name
-            return self._queues[key]
-
-    def _add_kernel(self, name: str, fetches: tuple[str, ...]) -> None:
-        parameters = self._parameters
-
-        def body(rows: tf.Tensor) -> tf.Tensor:
-            return tf.numpy_function(lambda index: self._run_batch(index, fetches), [rows], tf.int64)
-
-        with self._session.session.graph.as_default(), tf.name_scope(f"{name}/"):
-            function = tf.function(body).get_concrete_function(tf.TensorSpec([None, 2], tf.int64))
-            tf.raw_ops.BatchFunction(
-                in_tensors=[tf.compat.v1.placeholder(tf.int64, [None, 2], "rows")],
-                captured_tensors=function.captured_inputs,
-                f=function,
-                Tout=[tf.int64],
-                num_batch_threads=parameters.num_batch_threads,
-                max_batch_size=parameters.max_batch_size,
-                batch_timeout_micros=parameters.batch_timeout_micros,
-                max_enqueued_batches=parameters.max_enqueued_batches,
-                allowed_batch_sizes=parameters.execution_sizes(),
-                enable_large_batch_splitting=parameters.enable_large_batch_splitting,
-                shared_name="batcher",  # one pool of threads,
-                batching_queue=name,  # many queues
-                name="batch",
-            )
-        self._session.extend()
-
-    def _run_batch(self, index: np.ndarray, fetches: tuple[str, ...]) -> np.ndarray:
-        """The body of a batch: run the rows `index` lists, of which the last may repeat one as padding."""
-        pieces = [
-            (task, start, stop)
-            for number, start, stop in _pieces(index)
-            if (task := self._tasks.get(number)) is not None  # else given up by its client meanwhile
-        ]
-        if pieces:
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            pieces, fetches = batch
             self._run_pieces(pieces, fetches)
-        return index[:, 0]
+            with self._changed:
+                for piece in pieces:
+                    piece.task.rows_left -= piece.rows
+                    if not piece.task.rows_left:
+                        piece.task.done.set()
 
-    def _run_pieces(self, pieces: list[tuple[_Task, int, int]], fetches: tuple[str, ...]) -> None:
+    def _next_batch(self) -> tuple[list[Piece], Sequence[str]] | None:
+        """Wait for the batch that is due first: its pieces and their outputs' names. None after `close`."""
+        with self._changed:
+            while True:
+                left = threading.TIMEOUT_MAX
+                if self._queues:
+                    key = min(self._queues, key=lambda key: self._queues[key].due())
+                    left = self._queues[key].due() - time.perf_counter()
+                    if left <= 0 or self._closed:
+                        return self._take(key), key[1]
+                elif self._closed:
+                    return None
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+
+    def _take(self, key: _Key) -> list[Piece]:
+        pieces = self._queues[key].take()
+        if not self._queues[key]:
+            del self._queues[key]
+        if self._queues:  # for another thread
+            self._changed.notify()
+        return pieces
+
+    def _run_pieces(self, pieces: list[Piece], fetches: Sequence[str]) -> None:
         """Run pieces of tasks together, or each alone if that fails: one may be at fault for all."""
         try:
             self._run_together(pieces, fetches)
         except Exception as failure:
-            error = from_exception(failure)
-            if len(pieces) == 1 or error.code == "DEADLINE_EXCEEDED":
-                for task, _, _ in pieces:
-                    task.error = error
-            else:
+            if len(pieces) > 1 and not isinstance(failure, DeadlineExceededError):
                 for piece in pieces:
                     self._run_pieces([piece], fetches)
+            else:
+                error = from_exception(failure)
+                for piece in pieces:
+                    piece.task.error = error
 
-    def _run_together(self, pieces: list[tuple[_Task, int, int]], fetches: tuple[str, ...]) -> None:
-        names = list(pieces[0][0].feeds)
-        feeds = {name: self._join([task.feeds[name][a:b] for task, a, b in pieces]) for name in names}
-        ends = np.cumsum([stop - start for _, start, stop in pieces])
+    def _run_together(self, pieces: list[Piece], fetches: Sequence[str]) -> None:
         now = time.perf_counter()
-        for task in {task for task, _, _ in pieces}:
+        for task in {piece.task for piece in pieces}:
             metrics.QUEUING_LATENCY.observe((now - task.queued) * 1e6, "")
+        left = [piece.task.timeout_ms - (now - piece.task.queued) * 1e3 for piece in pieces]
+        limited = all(piece.task.timeout_ms > 0 for piece in pieces)
+        limit = max(int(max(left)), 1) if limited else 0  # until no task has time left
+        given = sum(piece.rows for piece in pieces)
+        rows = self._parameters.execution_size(given)
+        feeds = {name: self._join(name, pieces, rows - given) for name in pieces[0].task.feeds}
         metrics.BATCHED_RUNS.add()
-        metrics.PROCESSED_BATCH.observe(ends[-1])
-        left = [task.timeout_ms - (now - task.queued) * 1e3 for task, _, _ in pieces if task.timeout_ms > 0]
-        limit = max(int(max(left)), 1) if len(left) == len(pieces) else 0  # until no task has time left
+        metrics.PROCESSED_BATCH.observe(rows)
         outputs = self._run(feeds, fetches, limit)
         if any(output.ndim == 0 for output in outputs):
             raise FailedPreconditionError("Batched output tensor has 0 dimensions")
-        if any(len(output) != ends[-1] for output in outputs):
-            raise FailedPreconditionError(f"Batched output tensor has other than {ends[-1]} rows")
-        for (task, start, stop), end in zip(pieces, ends, strict=True):
-            task.parts.setdefault(start, [output[end - (stop - start) : end] for output in outputs])
+        if any(len(output) != rows for output in outputs):
+            what = "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes"
+            raise FailedPreconditionError(f"{what} of the input tensors")
+        end = 0
+        for piece in pieces:
+            begin, end = end, end + piece.rows
+            piece.task.parts[piece.start] = [output[begin:end] for output in outputs]
 
-    def _join(self, arrays: list[np.ndarray]) -> np.ndarray:
-        require(len({array.dtype for array in arrays}) == 1, "Only tensors of one type can be joined.")
-        if not self._parameters.pad_variable_length_inputs or len({array.shape[1:] for array in arrays}) == 1:
-            return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        shape = np.max([array.shape[1:] for array in arrays], axis=0)
-        padded = []
-        for array in arrays:  # at the end of each dimension but the first, with its own first element
-            full = np.full((len(array), *shape), array.flat[0] if array.size else 0, array.dtype)
-            full[tuple(slice(size) for size in array.shape)] = array
-            padded.append(full)
-        return np.concatenate(padded)
+    def _join(self, name: str, pieces: list[Piece], padding: int) -> np.ndarray:
+        """A tensor of all pieces, followed by `padding` times the first row of the last."""
+        arrays = [piece.task.feeds[name][piece.start : piece.stop] for piece in pieces]
+        arrays += [arrays[-1][:1]] * padding
+        if len(arrays) == 1:
+            return arrays[0]
+        if len({array.dtype for array in arrays}) > 1:
+            raise InvalidArgumentError("Only tensors of one type can be joined.")
+        if len({array.ndim for array in arrays}) > 1:
+            raise InvalidArgumentError("Only tensors of one rank can be joined.")
+        if len({array.shape[1:] for array in arrays}) > 1:
+            if not self._parameters.pad_variable_length_inputs:
+                raise FailedPreconditionError("Only tensors of one shape can be joined.")
+            arrays = _padded(arrays)
+        return np.concatenate(arrays)
 
 
-def _pieces(index: np.ndarray) -> list[tuple[int, int, int]]:
-    """The runs of consecutive rows of a task in a batch: (task, first row, row after the last)."""
-    steps = np.diff(index, axis=0)
-    starts = [0, *(np.flatnonzero((steps[:, 0] != 0) | (steps[:, 1] != 1)) + 1).tolist(), len(index)]
-    return [
-        (int(index[a, 0]), int(index[a, 1]), int(index[b - 1, 1]) + 1) for a, b in itertools.pairwise(starts)
-    ]
+def _padded(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Arrays of one shape: each is padded at the end of every dimension with its own first element."""
+    shape = np.max([array.shape[1:] for array in arrays], axis=0)
+    padded = []
+    for array in arrays:
+        full = np.full((len(array), *shape), array.flat[0] if array.size else 0, array.dtype)
+        full[tuple(slice(size) for size in array.shape)] = array
+        padded.append(full)
+    return padded

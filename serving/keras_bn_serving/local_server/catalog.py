@@ -16,7 +16,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
-from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire.errors import (
     AbortedError,
     DeadlineExceededError,
@@ -48,7 +48,8 @@ def read(path: str, proto: Proto) -> Proto:
             text = file.read()
     except OSError as error:
         raise NotFoundError(f"{path}; {error.strerror}") from None
-    require(text, f"{path}; Invalid argument")
+    if not text:
+        raise InvalidArgumentError(f"{path}; Invalid argument")
     try:
         return text_format.Parse(text, proto)
     except text_format.ParseError as error:
@@ -58,20 +59,24 @@ def read(path: str, proto: Proto) -> Proto:
 
 def check(config: ModelServerConfig) -> Models:
     """The model configurations by name, once they are found in order."""
-    require(config.WhichOneof("config") != "custom_model_config", ONLY_LISTS)
+    if config.WhichOneof("config") == "custom_model_config":
+        raise InvalidArgumentError(ONLY_LISTS)
     result: Models = {}
     for model in config.model_config_list.config:
         name, path, platform = model.name, model.base_path, model.model_platform
-        require(name not in result, f"Illegal to list model {name} multiple times in config list")
-        what = f"Expected model {name} to have an absolute path or URI; got base_path()={path}"
-        require(re.match(r"/|[A-Za-z][\w+.-]*://", path), what)
-        typed = bool(model.model_type) + bool(platform)
-        word = "both" if typed == 2 else "neither"
-        what = f"Illegal setting {word} model_type (deprecated) and model_platform, model name is {name}"
-        require(typed == 1, what)
-        tensorflow = platform == "tensorflow" or model.model_type == model_server_config_pb2.TENSORFLOW
-        require(tensorflow, f"Model {name} requests unsupported platform {platform}")
-        require(not model.HasField("logging_config"), "No request-logger-creator provided.")
+        if name in result:
+            raise InvalidArgumentError(f"Illegal to list model {name} multiple times in config list")
+        if not re.match(r"/|[A-Za-z][\w+.-]*://", path):
+            what = f"Expected model {name} to have an absolute path or URI; got base_path()={path}"
+            raise InvalidArgumentError(what)
+        if bool(model.model_type) == bool(platform):
+            word = "both" if platform else "neither"
+            what = f"Illegal setting {word} model_type (deprecated) and model_platform, model name is {name}"
+            raise InvalidArgumentError(what)
+        if platform != "tensorflow" and model.model_type != model_server_config_pb2.TENSORFLOW:
+            raise InvalidArgumentError(f"Model {name} requests unsupported platform {platform}")
+        if model.HasField("logging_config"):
+            raise InvalidArgumentError("No request-logger-creator provided.")
         result[name] = model
     return result
 

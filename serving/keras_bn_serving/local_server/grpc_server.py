@@ -28,9 +28,9 @@ from keras_bn_serving.local_server.addresses import addresses
 from keras_bn_serving.local_server.catalog import ONLY_LISTS, Catalog, SSLConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
-from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire import tensors
-from keras_bn_serving.wire.errors import ServingError
+from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 
 ModelSpec: TypeAlias = model_pb2.ModelSpec
 _MAX_DETAILS = 1024
@@ -45,7 +45,8 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
         started, code = time.perf_counter(), "OK"
         has_spec = hasattr(request, "model_spec")
         try:
-            require(not has_spec or request.HasField("model_spec"), "Missing ModelSpec")
+            if has_spec and not request.HasField("model_spec"):
+                raise InvalidArgumentError("Missing ModelSpec")
             return method(self, request, _left_ms(context))
         except Exception as failure:
             error = from_exception(failure)
@@ -78,7 +79,8 @@ class Services(
         self.flags = flags
 
     def _use(self, spec: ModelSpec) -> Any:
-        require(spec.name, "ModelSpec has no name specified.")
+        if not spec.name:
+            raise InvalidArgumentError("ModelSpec has no name specified.")
         number = spec.version.value if spec.HasField("version") else None
         label = spec.version_label if spec.HasField("version_label") else None
         return self._manager.use(spec.name, number, label)
@@ -112,7 +114,8 @@ class Services(
 
     @_answering
     def MultiInference(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
-        require(request.tasks, "ModelSpec has no name specified.")
+        if not request.tasks:
+            raise InvalidArgumentError("ModelSpec has no name specified.")
         response = inference_pb2.MultiInferenceResponse()
         with self._use(request.tasks[0].model_spec) as (number, model):
             results = inference.multi_inference(model, request, timeout_ms)
@@ -127,9 +130,11 @@ class Services(
     @_answering
     def GetModelMetadata(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
         fields = request.metadata_field
-        require(fields, "GetModelMetadataRequest must specify at least one metadata_field")
+        if not fields:
+            raise InvalidArgumentError("GetModelMetadataRequest must specify at least one metadata_field")
         for field in fields:
-            require(field == "signature_def", f"Metadata field {field} is not supported")
+            if field != "signature_def":
+                raise InvalidArgumentError(f"Metadata field {field} is not supported")
         with self._use(request.model_spec) as (number, model):
             signatures = responses.signature_map(model)
         response = get_model_metadata_pb2.GetModelMetadataResponse(
@@ -146,7 +151,8 @@ class Services(
 
     @_answering
     def HandleReloadConfigRequest(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
-        require(request.config.WhichOneof("config"), ONLY_LISTS)
+        if not request.config.WhichOneof("config"):
+            raise InvalidArgumentError(ONLY_LISTS)
         self._catalog.reload(request.config, seconds=timeout_ms / 1e3 if timeout_ms else math.inf)
         metric = [{"name": name} for name in request.metric_names]
         return model_management_pb2.ReloadConfigResponse(status={}, metric=metric)
@@ -217,5 +223,6 @@ def _credentials(path: str) -> grpc.ServerCredentials:
 def _channel_arguments(text: str) -> Iterable[tuple[str, int | str]]:
     for pair in filter(None, text.split(",")):
         name, equals, value = pair.partition("=")
-        require(name and equals, f"--grpc_channel_arguments must be name=value,name=value; got {pair}")
+        if not (name and equals):
+            raise InvalidArgumentError(f"--grpc_channel_arguments must be name=value,name=value; got {pair}")
         yield name, int(value) if value.removeprefix("-").isdecimal() else value

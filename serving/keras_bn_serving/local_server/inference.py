@@ -13,7 +13,6 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import classification_pb2, inference_pb2, input_pb2, predict_pb2, regression_pb2
 
 from keras_bn_serving.local_server import metrics
-from keras_bn_serving.local_server.status import require
 from keras_bn_serving.wire import tensors
 from keras_bn_serving.wire.dtypes import name_of
 from keras_bn_serving.wire.errors import (
@@ -77,7 +76,8 @@ def predict_request(
         if alias not in signature.outputs:
             expected = f"Outputs expected to be in the set {_braced(signature.outputs)}."
             raise InvalidArgumentError(f"output tensor alias not found in signature: {alias} {expected}")
-        require(wanted.count(alias) == 1, f"duplicate output tensor alias: {alias}")
+        if wanted.count(alias) > 1:
+            raise InvalidArgumentError(f"duplicate output tensor alias: {alias}")
     arrays = {}
     for alias in sorted(signature.inputs):
         try:
@@ -98,9 +98,10 @@ def _check_inputs(signature: SignatureDef, given: Collection[str]) -> None:
         raise InvalidArgumentError(
             f"{what} and no default value provided. Inputs expected to be in the {among}"
         )
-    sizes = f"{len(given)}!={len(expected)} len({_braced(given)}) != len({_braced(expected)})"
-    sets = f"Sent extra: {_braced(extra)}. Missing but required: {_braced(missing)}."
-    require(not extra and not missing, f"input size does not match signature: {sizes}. {sets}")
+    if extra or missing:
+        sizes = f"{len(given)}!={len(expected)} len({_braced(given)}) != len({_braced(expected)})"
+        sets = f"Sent extra: {_braced(extra)}. Missing but required: {_braced(missing)}."
+        raise InvalidArgumentError(f"input size does not match signature: {sizes}. {sets}")
 
 
 def _braced(names: Iterable[str]) -> str:
@@ -112,7 +113,8 @@ def one_task(
 ) -> Result:
     """The result of Classify or Regress."""
     key = signature_name or DEFAULT_SIGNATURE
-    require(key in model.signatures, f"No signature was found with the name: {key}")
+    if key not in model.signatures:
+        raise InvalidArgumentError(f"No signature was found with the name: {key}")
     with metrics.timed(metrics.RUNTIME_LATENCY, model.name, method.rpartition("/")[2].title(), "TF1"):
         return _run_tasks(model, [(method, model.signatures[key])], given, timeout_ms)[0]
 
@@ -125,11 +127,15 @@ def multi_inference(
     first = request.tasks[0].model_spec.name
     for task in request.tasks:
         name, key = task.model_spec.name, task.model_spec.signature_name or DEFAULT_SIGNATURE
-        require(name, "Found ModelSpec with an empty model name.")
-        what = "All ModelSpecs in a MultiInferenceRequest must access the same model name."
-        require(name == first, what)
-        require(key not in tasks, f"Duplicate evaluation of signature: {key}")
-        require(key in model.signatures, f"Requested signature not found in model graph: {key}")
+        if not name:
+            raise InvalidArgumentError("Found ModelSpec with an empty model name.")
+        if name != first:
+            what = "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+            raise InvalidArgumentError(what)
+        if key in tasks:
+            raise InvalidArgumentError(f"Duplicate evaluation of signature: {key}")
+        if key not in model.signatures:
+            raise InvalidArgumentError(f"Requested signature not found in model graph: {key}")
         if task.method_name not in (CLASSIFY, REGRESS):
             raise UnimplementedError(f"Unsupported signature method_name: {task.method_name}")
         tasks[key] = task.method_name, model.signatures[key]
@@ -169,19 +175,25 @@ def _check(method: str, signature: SignatureDef, check_method: bool) -> None:
     else:
         word, most, counted = "regression", 1, "Expected one output Tensor."
         needed = "No regression outputs found in SignatureDef"
-    what = f"Expected {word} signature method_name to be {method}. Was: {signature.method_name}"
-    require(not check_method or signature.method_name == method, what)
-    require(len(inputs) == 1, "Expected one input Tensor.")
-    require(1 <= len(outputs) <= most, counted)
-    require("inputs" in inputs, f"No {word} inputs found in SignatureDef: {_braced(inputs)}")
-    require({*_OUTPUTS[method]} & {*outputs}, f"{needed}. Signature was: {_braced(outputs)}")
+    if check_method and signature.method_name != method:
+        what = f"Expected {word} signature method_name to be {method}. Was: {signature.method_name}"
+        raise InvalidArgumentError(what)
+    if len(inputs) != 1:
+        raise InvalidArgumentError("Expected one input Tensor.")
+    if not 1 <= len(outputs) <= most:
+        raise InvalidArgumentError(counted)
+    if "inputs" not in inputs:
+        raise InvalidArgumentError(f"No {word} inputs found in SignatureDef: {_braced(inputs)}")
+    if not {*_OUTPUTS[method]} & {*outputs}:
+        raise InvalidArgumentError(f"{needed}. Signature was: {_braced(outputs)}")
 
 
 def _examples(given: input_pb2.Input) -> np.ndarray:
     """Serialized Examples. A context is put before each of them, so that the example's features win."""
     kind = given.WhichOneof("kind")
     examples = getattr(given, kind).examples if kind else ()
-    require(examples, "Input is empty.")
+    if not examples:
+        raise InvalidArgumentError("Input is empty.")
     context = given.example_list_with_context.context.SerializeToString()  # b"" if there is none
     return np.array([context + example.SerializeToString() for example in examples], object)
 
@@ -192,14 +204,20 @@ def _classes(count: int, labels: np.ndarray | None, scores: np.ndarray | None) -
     for name, array, dtype, dtype_name in given:
         if array is None:
             continue
-        require(array.ndim == 2, f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}")
-        require(array.dtype == dtype, f"Expected {name} Tensor of {dtype_name}. Got: {_type(array)}")
-        require(len(array) == count, f"Expected {name} output batch size of {count}. Got: {len(array)}")
+        if array.ndim != 2:
+            raise InvalidArgumentError(
+                f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}"
+            )
+        if array.dtype != dtype:
+            raise InvalidArgumentError(f"Expected {name} Tensor of {dtype_name}. Got: {_type(array)}")
+        if len(array) != count:
+            raise InvalidArgumentError(f"Expected {name} output batch size of {count}. Got: {len(array)}")
     shape = (labels if labels is not None else scores).shape  # type: ignore[union-attr]
     labels = np.full(shape, b"", object) if labels is None else labels
     scores = np.zeros(shape, np.float32) if scores is None else scores
-    what = "Tensors class and score should match in dim_size(1). Got "
-    require(labels.shape == scores.shape, f"{what}{labels.shape[1]} vs. {scores.shape[1]}")
+    if labels.shape != scores.shape:
+        sizes = f"{labels.shape[1]} vs. {scores.shape[1]}"
+        raise InvalidArgumentError(f"Tensors class and score should match in dim_size(1). Got {sizes}")
     result = classification_pb2.ClassificationResult()
     for row in zip(labels, scores.tolist(), strict=True):
         # The field is a proto3 string: other bytes than UTF-8 cannot be put there.
@@ -210,11 +228,14 @@ def _classes(count: int, labels: np.ndarray | None, scores: np.ndarray | None) -
 
 def _values(count: int, array: np.ndarray) -> Result:
     """A value for each example, [count] or [count, 1]."""
-    what = "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-    require(array.ndim == 1 or array.shape[1:] == (1,), f"{what}{_shape(array)}")
-    what = f"Input batch size did not match output batch size: {count} vs. {len(array)}"
-    require(len(array) == count, what)
-    require(array.dtype == np.float32, f"Expected output Tensor of DT_FLOAT.  Got: {_type(array)}")
+    if array.ndim != 1 and array.shape[1:] != (1,):
+        what = "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got"
+        raise InvalidArgumentError(f"{what} {_shape(array)}")
+    if len(array) != count:
+        what = f"Input batch size did not match output batch size: {count} vs. {len(array)}"
+        raise InvalidArgumentError(what)
+    if array.dtype != np.float32:
+        raise InvalidArgumentError(f"Expected output Tensor of DT_FLOAT.  Got: {_type(array)}")
     values = array.reshape(-1).tolist()
     return regression_pb2.RegressionResult(regressions=[{"value": value} for value in values])
 

@@ -15,7 +15,7 @@ from keras_bn_serving.local_server import json_reader, json_writer, metrics, res
 from keras_bn_serving.local_server.catalog import MonitoringConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import AVAILABLE, Manager, State
-from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire.errors import InvalidArgumentError
 from keras_bn_serving.wire.status import HTTP_STATUS
 
@@ -93,7 +93,8 @@ class RestApi:
         started, name, verb, code, body = time.perf_counter(), "", "", "OK", b""
         try:
             if request.method == "OPTIONS":
-                require(re.search("https?://", request.headers.get("origin", "")), "")
+                if not re.search("https?://", request.headers.get("origin", "")):
+                    raise InvalidArgumentError("")
             else:
                 match = re.fullmatch(_PATTERNS.get(request.method, "(?!)"), request.target, re.IGNORECASE)
                 if match:
@@ -114,16 +115,19 @@ class RestApi:
         if match is None or verb not in ("", *rest_methods.VERBS):
             raise _malformed(request)
         number = None if match["version"] is None else int(match["version"].lstrip("0")[:20] or 0)
-        require(number is None or number < 2**63, "")
+        if number is not None and number >= 2**63:
+            raise InvalidArgumentError("")
         label = _decoded(request, match["label"])
         if verb:
             body = _body(request, self._flags.rest_api_max_body_bytes)
-            require(body, "JSON Parse error: The document is empty")
+            if not body:
+                raise InvalidArgumentError("JSON Parse error: The document is empty")
             document, signature_name = rest_methods.check(json_reader.parse(body))
             with self._manager.use(name, number, label) as (_, model):
                 timeout_ms = max(self._flags.rest_api_timeout_in_ms, 0)
                 return rest_methods.VERBS[verb](model, signature_name, document, timeout_ms)
-        require(name, "Missing model name in request.")
+        if not name:
+            raise InvalidArgumentError("Missing model name in request.")
         if match["metadata"] != "/metadata":
             return f"{_text(responses.status_response(self._manager, name, number))}\n".encode()
         with self._manager.use(name, number, label) as (number, model):

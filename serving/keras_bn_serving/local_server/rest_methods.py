@@ -9,7 +9,6 @@ from tensorflow_serving.apis import input_pb2
 from keras_bn_serving.local_server import inference, json_writer, rest_tensors
 from keras_bn_serving.local_server.inference import Model
 from keras_bn_serving.local_server.rest_tensors import json_type, quote
-from keras_bn_serving.local_server.status import require
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 from keras_bn_serving.wire.json_values import is_base64
 
@@ -30,9 +29,11 @@ def _refusal(document: Any, why: str) -> ServingError:
 
 def _predict(model: Model, signature_name: str, document: dict[str, Any], timeout_ms: int) -> bytes:
     key = signature_name or inference.DEFAULT_SIGNATURE
-    require(key in model.signatures, f'Serving signature name: "{key}" not found in signature def')
+    if key not in model.signatures:
+        raise InvalidArgumentError(f'Serving signature name: "{key}" not found in signature def')
     signature = model.signatures[key]
-    require(signature.inputs, f"Failed to get input map for signature: {signature_name or 'DEFAULT'}")
+    if not signature.inputs:
+        raise InvalidArgumentError(f"Failed to get input map for signature: {signature_name or 'DEFAULT'}")
     if "instances" in document:
         if "inputs" in document:
             raise _refusal(
@@ -43,7 +44,8 @@ def _predict(model: Model, signature_name: str, document: dict[str, Any], timeou
         inputs = rest_tensors.rows(instances, signature.inputs)
         outputs = inference.predict(model, signature, inputs, (), timeout_ms)
         return _by_row(outputs, signature)
-    require("inputs" in document, "Missing 'inputs' or 'instances' key")
+    if "inputs" not in document:
+        raise InvalidArgumentError("Missing 'inputs' or 'instances' key")
     inputs = rest_tensors.columns(document["inputs"], signature.inputs)
     outputs = inference.predict(model, signature, inputs, (), timeout_ms)
     values = {alias: json_writer.values(array, alias) for alias, array in outputs.items()}
@@ -54,10 +56,12 @@ def _by_row(outputs: dict[str, np.ndarray], signature: inference.SignatureDef) -
     count = None
     for alias, array in outputs.items():
         name = signature.outputs[alias].name.removesuffix(":0")
-        require(array.ndim, f"Tensor name: {name} has no shape information ")
+        if not array.ndim:
+            raise InvalidArgumentError(f"Tensor name: {name} has no shape information ")
         count = len(array) if count is None else count
-        what = f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {count}"
-        require(len(array) == count, what)
+        if len(array) != count:
+            what = f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {count}"
+            raise InvalidArgumentError(what)
     if len(outputs) == 1:
         return json_writer.document("predictions", json_writer.values(array, alias), inline=True, rows=True)
     columns = {alias: json_writer.values(array, alias) for alias, array in outputs.items()}
@@ -107,15 +111,17 @@ def _input(document: dict[str, Any]) -> input_pb2.Input:
 
 def _fill(example: example_pb2.Example, value: Any) -> None:
     """Put a JSON object's members into an Example; the type of its values says which kind a feature is."""
-    require(isinstance(value, dict), f"Example must be JSON object but got JSON {json_type(value)}")
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(f"Example must be JSON object but got JSON {json_type(value)}")
     for name, content in value.items():
         content = content.tolist() if isinstance(content, np.ndarray) else content
         values = content if isinstance(content, list) else [content]
         kinds = [_kind(name, one) for one in values]
         feature = example.features.feature[name]
         if kinds:
-            what = f"Unexpected element type in feature: {name} expecting type: {kinds[0]}"
-            require(set(kinds) == {kinds[0]}, what)
+            if set(kinds) != {kinds[0]}:
+                what = f"Unexpected element type in feature: {name} expecting type: {kinds[0]}"
+                raise InvalidArgumentError(what)
             if kinds[0] == "bytes":
                 values = [rest_tensors.to_bytes(one) for one in values]
             elif kinds[0] == "int64":
@@ -125,8 +131,9 @@ def _fill(example: example_pb2.Example, value: Any) -> None:
 
 def _kind(name: str, value: Any) -> str:
     if isinstance(value, int):
-        what = f"Feature: {name} has uint64_t element. Only int64_t is supported."
-        require(-(2**63) <= value < 2**63, what)
+        if not -(2**63) <= value < 2**63:
+            what = f"Feature: {name} has uint64_t element. Only int64_t is supported."
+            raise InvalidArgumentError(what)
         return "int64"
     if isinstance(value, float):
         return "float"

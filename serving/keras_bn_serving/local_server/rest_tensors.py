@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from keras_bn_serving.local_server.status import require
 from keras_bn_serving.wire import json_values
 from keras_bn_serving.wire.dtypes import BY_NUMBER, name_of, numpy_dtype
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError, UnimplementedError
@@ -26,25 +25,29 @@ _SEVERAL = "as multiple input tensors required as per tensorinfo_map"
 def columns(value: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """Arrays by alias from the value of `inputs`: one tensor, or an object with a tensor for each alias."""
     if not isinstance(value, dict) or json_values.is_base64(value):
-        require(len(inputs) == 1, f"inputs is a plain value/list, but expecting an object {_SEVERAL}")
+        if len(inputs) != 1:
+            raise InvalidArgumentError(f"inputs is a plain value/list, but expecting an object {_SEVERAL}")
         value = dict.fromkeys(inputs, value)
     for alias in sorted(inputs):
-        require(alias in value, f"Missing named input: {alias} in 'inputs' object.")
+        if alias not in value:
+            raise InvalidArgumentError(f"Missing named input: {alias} in 'inputs' object.")
     return {alias: to_array(value[alias], info.dtype) for alias, info in inputs.items()}
 
 
 def rows(instances: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """Arrays by alias from the value of `instances`, whose element i is row i of every input."""
     if not isinstance(instances[0], dict) or json_values.is_base64(instances[0]):
-        what = f"instances is a plain list, but expecting list of objects {_SEVERAL}"
-        require(len(inputs) == 1, what)
+        if len(inputs) != 1:
+            what = f"instances is a plain list, but expecting list of objects {_SEVERAL}"
+            raise InvalidArgumentError(what)
         for index, element in enumerate(instances):
             if isinstance(element, dict) and not json_values.is_base64(element):
                 what = f"Expecting value/list but got object at item {index} of input list"
                 raise InvalidArgumentError(what)
         return {alias: _column(instances, info.dtype, "") for alias, info in inputs.items()}
     for index, element in enumerate(instances):
-        require(isinstance(element, dict), f"Expecting object but got list at item {index} of input list")
+        if not isinstance(element, dict):
+            raise InvalidArgumentError(f"Expecting object but got list at item {index} of input list")
         if element.keys() != set(inputs):
             extra = [key for key in element if key not in inputs]
             where = f"Failed to process element: {index}{' key: ' if extra else ''}{''.join(extra[:1])}"
@@ -117,7 +120,8 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return _cast(value.reshape(-1), target).reshape(value.shape)
     shape = _shape(value)
-    require(len(shape) <= MAX_RANK, f"A tensor has at most {MAX_RANK} dimensions")
+    if len(shape) > MAX_RANK:
+        raise InvalidArgumentError(f"A tensor has at most {MAX_RANK} dimensions")
     level: Any = [value]
     for size in shape:
         if not all(isinstance(item, list) and len(item) == size for item in level):
@@ -243,9 +247,8 @@ def to_bytes(value: Any) -> bytes:
     """The bytes that a JSON string or a base64 object stands for; blanks and lack of padding are forgiven."""
     if isinstance(value, str):
         return json_values.from_text(value)
-    require(
-        json_values.is_base64(value), f"JSON Value: {quote(value)} not formatted correctly for base64 data"
-    )
+    if not json_values.is_base64(value):
+        raise InvalidArgumentError(f"JSON Value: {quote(value)} not formatted correctly for base64 data")
     try:
         return json_values.from_base64(value)
     except ValueError:

@@ -8,11 +8,13 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_bn_serving.local_server import batching, engines, inference, metrics
+from keras_bn_serving.local_server import engines, inference, metrics
+from keras_bn_serving.local_server.batch_queue import Parameters
+from keras_bn_serving.local_server.batching import Batcher
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.inference import Model
-from keras_bn_serving.local_server.status import from_exception, require
-from keras_bn_serving.wire.errors import UnimplementedError
+from keras_bn_serving.local_server.status import from_exception
+from keras_bn_serving.wire.errors import InvalidArgumentError, UnimplementedError
 
 _ONE_TASK = {"classify_log": inference.CLASSIFY, "regress_log": inference.REGRESS}
 
@@ -22,7 +24,7 @@ def load(
     path: str,
     flags: Flags,
     options: engines.Options = engines.Options(),  # noqa: B008 - it is frozen
-    parameters: batching.Parameters | None = None,
+    parameters: Parameters | None = None,
 ) -> Model:
     """The version in the folder `path`, run in batches if there are `parameters`, and warmed up."""
     started, status = time.perf_counter(), "success"
@@ -38,7 +40,7 @@ def load(
         parts.callback(engine.close)
         model = Model(name, engine.signatures, engine.run, flags.enable_signature_method_name_check)
         if parameters:
-            batcher = batching.Batcher(engine.run, parameters)
+            batcher = Batcher(engine.run, parameters)
             parts.callback(batcher.close)
             model.run = batcher.run
         if flags.enable_model_warmup:
@@ -58,7 +60,8 @@ def warm_up(model: Model, path: str, iterations: int = 1) -> None:
     started, status = time.perf_counter(), "OK"
     try:
         for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(file)):
-            require(number < 1000, f"Number of warmup records exceeds the maximum (1000) at {file}")
+            if number >= 1000:
+                raise InvalidArgumentError(f"Number of warmup records exceeds the maximum (1000) at {file}")
             for _ in range(max(iterations, 1)):
                 _replay(model, prediction_log_pb2.PredictionLog.FromString(record))
             metrics.WARMUP_RECORDS.add(path, "OK")

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_bn_serving import __version__
 from keras_bn_serving.local_server import engines, logs, memory
 from keras_bn_serving.local_server import flags as command_line
-from keras_bn_serving.local_server.batching import Parameters
+from keras_bn_serving.local_server.batch_queue import Parameters
 from keras_bn_serving.local_server.catalog import BatchingParameters, Catalog, ModelServerConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.grpc_server import GrpcServer, Services
@@ -21,8 +21,7 @@ from keras_bn_serving.local_server.http_server import HttpServer
 from keras_bn_serving.local_server.manager import Manager
 from keras_bn_serving.local_server.rest import RestApi
 from keras_bn_serving.local_server.servable import load
-from keras_bn_serving.local_server.status import require
-from keras_bn_serving.wire.errors import FailedPreconditionError, ServingError
+from keras_bn_serving.wire.errors import FailedPreconditionError, InvalidArgumentError, ServingError
 
 _FAILED = 255
 _log = logging.getLogger(__name__)
@@ -150,13 +149,16 @@ def _drain(apis: list[GrpcServer | HttpServer], seconds: float) -> None:
 
 def _check(flags: Flags) -> ModelServerConfig:
     """The models' configuration, once the flags are found to make sense together."""
-    grpc, rules = flags.port or flags.grpc_socket_path or flags.ports_file, "server_options"
-    require(grpc, f"At least one of {rules}.grpc_port or {rules}.grpc_socket_path must be set.")
-    models = flags.model_base_path or flags.model_config_file
-    require(models, f"Both {rules}.model_base_path and {rules}.model_config_file are empty!")
-    batches = flags.enable_batching or not flags.batching_parameters_file
-    what = f"{rules}.batching_parameters_file is set without setting {rules}.enable_batching to true."
-    require(batches, what)
+    rules = "server_options"
+    if not (flags.port or flags.grpc_socket_path or flags.ports_file):
+        raise InvalidArgumentError(
+            f"At least one of {rules}.grpc_port or {rules}.grpc_socket_path must be set."
+        )
+    if not (flags.model_base_path or flags.model_config_file):
+        raise InvalidArgumentError(f"Both {rules}.model_base_path and {rules}.model_config_file are empty!")
+    if flags.batching_parameters_file and not flags.enable_batching:
+        what = f"{rules}.batching_parameters_file is set without setting {rules}.enable_batching to true."
+        raise InvalidArgumentError(what)
     if flags.model_config_file:
         return read(flags.model_config_file, ModelServerConfig())
     model = {"name": flags.model_name, "base_path": flags.model_base_path, "model_platform": "tensorflow"}

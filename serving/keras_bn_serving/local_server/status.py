@@ -10,14 +10,7 @@ from keras_bn_serving.wire.status import CODES
 # Errors caused by invalid values in a request: text that is not UTF-8, an integer beyond a double.
 _REQUESTS_FAULT = (RecursionError, UnicodeError, OverflowError, DecodeError)
 
-
 _log = logging.getLogger(__name__)
-
-
-def require(good: object, message: str) -> None:
-    """Raise INVALID_ARGUMENT with `message` unless `good`."""
-    if not good:
-        raise InvalidArgumentError(message)
 
 
 def from_exception(error: BaseException) -> ServingError:

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
 
-from keras_bn_serving.local_server.batching import Batcher, Parameters
-from keras_bn_serving.local_server.catalog import BatchingParameters
+from keras_bn_serving.local_server.batch_queue import Parameters
+from keras_bn_serving.local_server.batching import Batcher
 from keras_bn_serving.wire.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -168,22 +167,3 @@ def test_what_cannot_be_batched(
 
 def test_no_rows_are_answered_at_once(batcher: Callable[..., Batcher]) -> None:
     assert batcher().run({"x:0": np.zeros((0, 3))}, ["y:0"])[0].shape == (0, 3)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "max_batch_size { value: 0 }",
-        "num_batch_threads { value: 0 }",
-        "batch_timeout_micros { value: -1 }",
-        "max_enqueued_batches { value: -1 }",
-    ],
-)
-def test_parameters_without_sense_are_refused(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=r".* must be"):
-        Parameters.of(text_format.Parse(text, BatchingParameters()))
-
-
-def test_the_last_allowed_size_is_the_largest_batch() -> None:
-    with pytest.raises(ServingError, match="Last entry in allowed_batch_sizes must match max_batch_size"):
-        Parameters(max_batch_size=8, allowed_batch_sizes=(2, 4))

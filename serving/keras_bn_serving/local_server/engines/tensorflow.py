@@ -15,7 +15,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session as c_api
 
 from keras_bn_serving.local_server.engines.engine import Options
-from keras_bn_serving.local_server.status import from_exception, require
+from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire.errors import DataLossError, InvalidArgumentError, NotFoundError, with_code
 
 # Operations whose kernels (oneDNN's, the default on x86) look up a dimension before they check that there is
@@ -42,7 +42,8 @@ class GraphSession:
 
         After `timeout_ms` milliseconds, unless it is 0, the run is cancelled. Errors are the runtime's.
         """
-        require(fetches, "Must specify at least one target to fetch or execute.")
+        if not fetches:
+            raise InvalidArgumentError("Must specify at least one target to fetch or execute.")
         inputs = {self._output(name): array for name, array in feeds.items()}
         outputs = [self._output(name) for name in fetches]
         options = None
