@@ -1,14 +1,13 @@
 """Reading JSON, with big arrays of numbers read straight into NumPy.
 
-An array of numbers that is most of the document (an image) is lifted out of the text and read by simdjson
-into one buffer, without a Python object per number; Python's `json` reads the rest. As in TF Serving, NaN and
-Infinity are numbers, the first of two equal keys counts, and what follows the document is ignored.
+simdjson reads big documents that are JSON by the book. Python's `json` reads all others that TensorFlow
+Serving accepts: with NaN and Infinity, integers of any size, bytes that are not UTF-8, equal keys (the first
+counts), or text after the end.
 """
 
 import json
 import math
 import re
-import secrets
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,11 @@ import simdjson
 
 from keras_bn_serving.wire.errors import InvalidArgumentError
 
-_LIFT_BYTES = 4096  # shorter texts are not worth the search for an array
-_NUMERALS = b"0123456789.eE+- \t\r\n"
+_BIG_BYTES = 4096  # of shorter documents, json is the faster reader
+_BIG = 256  # an array of fewer numbers is a list
+_MAX_KEYS = 100
 _MAX_RANK = 32
-_MAX_STRINGS = 1000  # after so many, a big array is not worth looking for
-# In the place of lifted array number i stands this literal followed by i: json hands it to `parse_float`.
-# It is drawn by lot, so that no document holds it.
-_MARK = f"-0.{secrets.randbelow(10**16):016}e-"
+_NUMERALS = b"0123456789.eE+- \t\r\n"
 
 # NaN, Infinity and -Infinity are words of Python's json; these stand for them where they are not in a string.
 _WORDS = {b"Inf": b"Infinity", b"-Inf": b"-Infinity", b"-NaN": b"NaN"}
@@ -34,23 +31,98 @@ def parse(body: bytes) -> Any:
 
     Bytes that are not UTF-8 come back as lone surrogates; more than some 1,000 levels are refused.
     """
-    rest, arrays = _lift(body.removeprefix(b"\xef\xbb\xbf"))
-    if b"Inf" in rest or b"-NaN" in rest:
-        rest = _OTHER_WORDS.sub(lambda match: _WORDS.get(match[0], match[0]), rest)
+    if len(body) >= _BIG_BYTES:
+        try:
+            return _Walk(body).value(simdjson.Parser().parse(body))
+        except (ValueError, RuntimeError):  # the latter are simdjson's, and RecursionError
+            pass
+    return _with_json(body.removeprefix(b"\xef\xbb\xbf"))
 
-    def number(literal: str) -> Any:
-        if arrays and literal.startswith(_MARK):
-            return arrays[int(literal.removeprefix(_MARK))]
-        value = float(literal)
-        if math.isinf(value):
-            raise ValueError(f"Number too big to be stored in double: {literal}")
-        return value
 
-    decoder = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=number)
+class _Walk:
+    """Python's values for simdjson's, visited in the order in which they stand in the document.
+
+    simdjson reads an array of any nesting into one flat buffer. Whether the nesting is a rectangle is seen
+    from the brackets and commas of the document, which is faster than to ask every array for its length.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        # Where no quotation mark is escaped, every other piece between them is outside of strings.
+        pieces = [] if b"\\" in body else body.translate(None, _NUMERALS).split(b'"')
+        self._structure = b"".join(pieces[::2])
+        self._position = 0  # in the structure, after the opening bracket of the array visited last
+
+    def value(self, element: Any) -> Any:
+        if isinstance(element, simdjson.Object):
+            keys = list(element)
+            # simdjson compares a key with all those before it, and up to a NUL.
+            if len(keys) > _MAX_KEYS or len(set(keys)) < len(keys) or any("\0" in key for key in keys):
+                raise ValueError("left to json")
+            return {key: self.value(element[key]) for key in keys}
+        if not isinstance(element, simdjson.Array):
+            return element
+        if self._structure:
+            self._position = self._structure.index(b"[", self._position) + 1
+            numbers = self._rectangle(element)
+            if numbers is not None:
+                return numbers
+        return [self.value(item) for item in element]
+
+    def _rectangle(self, array: simdjson.Array) -> np.ndarray | None:
+        """A big array of numbers whose nested arrays are of one shape; None if it is anything else."""
+        shape = _first_shape(array)
+        size, start = math.prod(shape), self._position - 1
+        if len(shape) > _MAX_RANK or not _BIG <= size <= len(self._structure) - start:
+            return None
+        numbers = _numbers(array)
+        if numbers is None or len(numbers) != size:
+            return None
+        structure = b""
+        for length in reversed(shape):
+            structure = b"[" + b",".join([structure] * length) + b"]"
+        if not self._structure.startswith(structure, start):
+            return None
+        self._position = start + len(structure)
+        return numbers.reshape(shape)
+
+
+def _first_shape(array: Any) -> list[int]:
+    """The length of an array, of its first element, of that one's first element, and so on."""
+    shape: list[int] = []
+    while isinstance(array, simdjson.Array) and len(shape) <= _MAX_RANK:
+        shape.append(len(array))
+        array = array[0] if len(array) else None
+    return shape
+
+
+def _numbers(array: simdjson.Array) -> np.ndarray | None:
+    """The numbers in an array: int64 if all are integers of 64 bits, float64 if some are decimals."""
     try:
-        return decoder.raw_decode(rest.decode("utf-8", "surrogateescape").lstrip(" \t\r\n"))[0]
+        return np.frombuffer(array.as_buffer(of_type="i"), np.int64)
+    except ValueError:  # an integer that float64 might round
+        return None
+    except TypeError:
+        pass
+    try:
+        return np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    except TypeError:
+        return None
+
+
+def _with_json(body: bytes) -> Any:
+    if b"Inf" in body or b"-NaN" in body:
+        body = _OTHER_WORDS.sub(lambda match: _WORDS.get(match[0], match[0]), body)
+    try:
+        return _DECODER.raw_decode(body.decode("utf-8", "surrogateescape").lstrip(" \t\r\n"))[0]
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"JSON Parse error: {error}") from None
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if math.isinf(value):
+        raise ValueError(f"Number too big to be stored in double: {literal}")
+    return value
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,61 +130,4 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result if len(result) == len(pairs) else dict(reversed(pairs))
 
 
-def _lift(body: bytes) -> tuple[bytes, list[np.ndarray]]:
-    """The document with a mark in the place of each big numeric array, and those arrays."""
-    arrays: list[np.ndarray] = []
-    if len(body) < _LIFT_BYTES or b"\\" in body:
-        return body, arrays
-    pieces, done, position = [], 0, 0  # `position` is where the text between two strings begins
-    for _ in range(_MAX_STRINGS):
-        opening = body.find(b'"', position)
-        stop = opening if opening >= 0 else len(body)
-        if stop - position >= _LIFT_BYTES:
-            brace = body.find(b"}", position, stop)
-            start = body.find(b"[", position, stop)
-            end = body.rfind(b"]", position, brace if brace >= 0 else stop) + 1
-            array = _numbers(body, start, end) if 0 <= start < end else None
-            if array is not None:
-                pieces += [body[done:start], b"%b%d" % (_MARK.encode(), len(arrays))]
-                arrays.append(array)
-                done = end
-        position = body.find(b'"', stop + 1) + 1
-        if not position:
-            break
-    return b"".join([*pieces, body[done:]]), arrays
-
-
-def _numbers(body: bytes, start: int, end: int) -> np.ndarray | None:
-    """A part of `body` as a rectangular array of numbers, None if it is anything else."""
-    if 2 * (end - start) > len(body):  # a copy is worth avoiding
-        before, after = (len(text.translate(None, _NUMERALS)) for text in (body[:start], body[end:]))
-        structure = body.translate(None, _NUMERALS)
-        structure = structure[before : len(structure) - after]
-    else:
-        structure = body[start:end].translate(None, _NUMERALS)
-    shape = _shape(structure)
-    if shape is None:
-        return None
-    decimal = any(body.find(sign, start, end) >= 0 for sign in (b".", b"e", b"E"))
-    kind, dtype = ("d", np.float64) if decimal else ("i", np.int64)
-    try:
-        flat: Any = simdjson.Parser().parse(memoryview(body)[start:end])
-        return np.frombuffer(flat.as_buffer(of_type=kind), dtype).reshape(shape)
-    except (ValueError, TypeError, RuntimeError):
-        return None  # json will say why
-
-
-def _shape(structure: bytes) -> list[int] | None:
-    """The shape of an array of which only brackets and commas are left, None if it is ragged."""
-    rank = len(structure) - len(structure.lstrip(b"["))
-    shape: list[int] = []
-    block = b""  # an array of the level below
-    for level in range(1, rank + 1 if rank <= _MAX_RANK else 0):
-        # The first array of this level lies between its opening bracket and the last of `level` closing ones.
-        inside = structure.find(b"]" * level) + level - 1 - (rank - level + 1)
-        size = (inside + 1) // (len(block) + 1)
-        if size < 1:
-            return None
-        block = b"[" + b",".join([block] * size) + b"]"
-        shape.insert(0, size)
-    return shape if block == structure else None
+_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_finite)

@@ -164,10 +164,10 @@ def _cast(flat: Any, target: np.dtype) -> np.ndarray:
     def fits(item: Any) -> bool:
         return type(item) in types and (limits is None or limits.min <= item <= limits.max)
 
-    if isinstance(flat, np.ndarray):
-        wrong = [] if fits(flat.min().item()) and fits(flat.max().item()) else flat[:1].tolist()
+    if isinstance(flat, np.ndarray) and fits(flat.min().item()) and fits(flat.max().item()):
+        wrong = []
     else:
-        wrong = [item for item in flat if not fits(item)]
+        wrong = [item for item in (flat.tolist() if isinstance(flat, np.ndarray) else flat) if not fits(item)]
     if wrong:
         what = f"JSON Value: {quote(wrong[0])} Type: {json_type(wrong[0])}"
         raise InvalidArgumentError(f"{what} is not of expected type: {_name(target)}")

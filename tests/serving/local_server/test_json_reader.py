@@ -150,6 +150,46 @@ def test_what_is_no_rectangle_of_plain_numbers_is_left_to_json(text: bytes) -> N
     assert repr(value) == repr(json.loads(text))
 
 
+_NUMBERS = st.integers(-9, 300) | st.integers(-(2**65), 2**65) | st.floats(allow_nan=False)
+_PADDED = {"pad": [0.5] * 2000, "key [": "]" * 9}  # long enough for the reader of big documents
+
+
+@settings(max_examples=100, deadline=None)
+@given(value=st.recursive(_VALUES | st.lists(_NUMBERS, max_size=600), st.lists, max_leaves=6))
+def test_a_big_document_agrees_with_json(value: Any) -> None:
+    """Whatever stands before and after big arrays, which are found by their place among the brackets."""
+    document = [_PADDED, value, [[1.5, 2] * 150] * 3, value, _PADDED]
+    assert _as_lists(json_reader.parse(json.dumps(document, ensure_ascii=False).encode())) == document
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1, "a": 2}', {"a": 1}),
+        (r'{"a": 1, "a\u0000b": 2}', {"a": 1, "a\0b": 2}),
+        (r'"\" [ \\"', '" [ \\'),
+        ('["Inf", -Inf]', ["Inf", -math.inf]),
+        ("[18446744073709551615, 18446744073709551616]", [2**64 - 1, 2**64]),
+        (json.dumps({f"k{i}": [i] for i in range(500)}), {f"k{i}": [i] for i in range(500)}),
+    ],
+    ids=["equal keys", "NUL in a key", "escapes", "words", "big integers", "many keys"],
+)
+def test_big_documents_are_read_by_the_same_rules(text: str, value: Any) -> None:
+    numbers = [[0.25] * 600] * 4
+    read = json_reader.parse(f"[{text}, {json.dumps(numbers)}] x".encode())
+    assert _as_lists(read) == [value, numbers]
+    read = json_reader.parse(f"[{text}, {json.dumps(numbers)}]".encode())
+    assert _as_lists(read) == [value, numbers]
+
+
 @pytest.mark.parametrize("new", [b"5,,", b"1e999,", b"05,"])
 def test_big_arrays_that_are_no_json_are_refused(new: bytes) -> None:
     with pytest.raises(InvalidArgumentError, match="JSON Parse error"):
