@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, TypeAlias
 
 import keras
@@ -18,7 +17,6 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_bn._keras import flatten_layers, get_mask, set_mask
-from keras_bn.data import Batches
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, merged, reduction_axes
 from keras_bn.statistics.population import PopulationMoments, row_moments
@@ -362,13 +360,6 @@ def normalized_by_batch(layer: Any, inputs: Any, rows: Moments) -> Any:
         epsilon=layer.epsilon,
     )
     return ops.cast(outputs, inputs.dtype)
-
-
-def peek(source: Batches) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and all of them: as often as wanted if they can be read again."""
-    iterator = iter(source)
-    first = next(iterator)
-    return first, source if source.reiterable else chain([first], iterator)
 
 
 @contextmanager

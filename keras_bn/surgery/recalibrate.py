@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -23,9 +23,10 @@ from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery._plain import plain_graph
 from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery._sequential import Found, Plan
+from keras_bn.surgery._streams import each_followed_by, peek
 from keras_bn.surgery._together import Together
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
-from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
+from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
@@ -212,7 +213,7 @@ class Estimate:
         compiles = worth_compiling(bar.total)
         if self._estimator == "batch":
             observer = Observer(self._model, self._layers, example, normalized_by_batch, compiles=compiles)
-            self._set(observer.moments(_each_followed_by(bar.update, data)))
+            self._set(observer.moments(each_followed_by(bar.update, data)))
         else:
             model, twins = plain_graph(self._model, self._layers, example)
             self._originals = dict(zip(twins, self._layers, strict=True))
@@ -247,9 +248,3 @@ def statistics_kept(model: keras.Model, on_error_only: bool = False) -> Iterator
     finally:
         for variable, value in () if done else kept:
             variable.assign(value)
-
-
-def _each_followed_by(done: Callable[[], Any], data: Iterable[Any]) -> Iterator[Any]:
-    for each in data:
-        yield each
-        done()

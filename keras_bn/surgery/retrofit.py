@@ -16,8 +16,9 @@ from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._inlining import inlined_exactly
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
 from keras_bn.surgery._placement import KINDS, places
+from keras_bn.surgery._streams import peek
 from keras_bn.surgery.graph import losses, rewrite, walk
-from keras_bn.surgery.observe import Observer, peek
+from keras_bn.surgery.observe import Observer
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 
 POSITIONS = ("before_activation", "after_activation")

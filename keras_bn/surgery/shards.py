@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -15,8 +15,9 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._sequential import Plan
+from keras_bn.surgery._streams import each_followed_by, peek
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
-from keras_bn.surgery.observe import Observer, normalized_by_batch, peek
+from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics, fingerprint
 from keras_bn.surgery.report import Report, Row, SurgeryResult
 from keras_bn.surgery.selection import select
@@ -150,12 +151,12 @@ def estimate_shard(
     mine = stream if presharded else islice(stream, index, None, count)
     total = source.total if presharded or source.total is None else len(range(index, source.total, count))
     with tqdm(total=total, desc=f"shard {index}/{count}", unit="batch", disable=not progress) as bar:
-        found = observer.observe(_counted(mine, bar))
-        if not bar.n:
-            raise KerasBNError(
-                f"Shard {index} of {count} has no batch: the data has fewer batches than shards. Use fewer "
-                "shards or a smaller batch_size."
-            )
+        found = observer.observe(each_followed_by(bar.update, mine))
+    if not found:
+        raise KerasBNError(
+            f"Shard {index} of {count} has no batch: the data has fewer batches than shards. Use fewer "
+            "shards or a smaller batch_size."
+        )
     value = observer.value(found, index, count)
     if save is not None:
         value.save(save)
@@ -205,13 +206,6 @@ def apply(model: keras.Model, statistics: PopulationStatistics, in_place: bool =
         rows.append(Row(path, type(layer).__name__, *what))
     result = model if clone is None else clone.model
     return SurgeryResult(result, Report("recalibrate", tuple(rows), None, (str(statistics),)))
-
-
-def _counted(stream: Iterable[Any], bar: Any) -> Iterator[Any]:
-    for batch in stream:
-        yield batch
-        bar.n += 1
-        bar.refresh()
 
 
 def _row(path: str, layer: Any, found: dict[str, PopulationMoments], value: PopulationStatistics) -> Row:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import threading
-import time
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,15 @@ from keras_bn_serving.client import Client
 from keras_bn_serving.wire.errors import ServingError, UnavailableError
 from tests.serving.golden import make_models
 from tests.serving.golden.process import Server
-from tests.serving.local_server.asking import PREDICT, descriptors, load, message, predict, until
+from tests.serving.local_server.asking import (
+    PREDICT,
+    connections,
+    descriptors,
+    load,
+    message,
+    predict,
+    until,
+)
 
 Start = Callable[..., Server]
 
@@ -34,7 +42,8 @@ def test_killed_under_load_and_started_again(models: Path, start: Start) -> None
 
     def no_failure() -> bool:
         failures.clear()
-        time.sleep(0.3)
+        for _ in range(20):
+            predict(again)
         return not failures
 
     with load(first) as failures:
@@ -59,26 +68,17 @@ def test_killed_under_load_and_started_again(models: Path, start: Start) -> None
 
 def test_sigterm_answers_what_it_has_accepted(models: Path, start: Start) -> None:
     server = start(model_name="m", model_base_path=models / "slow")
-    predict(server, body=b'{"instances": [1]}')
-    time.sleep(1)  # in which the server closes that connection
-    idle, answers = descriptors(server.pid), []
-
-    def ask() -> None:
-        try:
-            answers.append(predict(server, "m", b'{"instances": [300000]}'))
-        except Exception as error:
-            answers.append(error)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
+    until(lambda: not connections(server.port) and not connections(server.rest_port))
+    idle = descriptors(server.pid)
+    clients = [http.client.HTTPConnection("localhost", server.rest_port, timeout=60) for _ in range(4)]
+    for client in clients:
+        client.request("POST", "/v1/models/m:predict", b'{"instances": [300000]}')
     # What still waits to be accepted when the port closes is refused, and may be asked elsewhere.
-    until(lambda: descriptors(server.pid) >= idle + len(threads))
-    time.sleep(1)
+    until(lambda: descriptors(server.pid) >= idle + len(clients) and not any(connections(server.rest_port)))
     os.kill(server.pid, signal.SIGTERM)
-    for thread in threads:
-        thread.join()
-    assert answers == [[300000]] * 4
+    for client in clients:
+        assert json.loads(client.getresponse().read()) == {"predictions": [300000]}
+        client.close()
     assert server.wait_for_exit(30) == 0
 
 

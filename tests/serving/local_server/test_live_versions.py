@@ -7,7 +7,6 @@ import ctypes
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +91,7 @@ def test_a_configuration_file_edited_under_load_fails_no_request(
         name("m", "other")
         until(lambda: served("other"))
         config.write_text("model_config_list { config { nonsense")
-        time.sleep(1.5)
+        until(lambda: "Invalid protobuf file" in server.stderr.read_text())
         assert served("other")
         name("m")
         until(lambda: not served("other"))
@@ -112,7 +111,7 @@ def test_a_version_that_appears_piece_by_piece_is_served_when_it_is_whole(
     until(lambda: states(server) == {1: "AVAILABLE", 2: "LOADING"})
     half = base / "2" / "saved_model.pb"
     half.write_bytes(whole[: len(whole) // 2])
-    time.sleep(0.5)
+    until(lambda: "Can't parse" in server.stderr.read_text())
     assert predict(server) == [2.0]
     half.write_bytes(whole)
     until(lambda: states(server) == {1: "END", 2: "AVAILABLE"})
@@ -132,7 +131,7 @@ def test_bad_versions_leave_the_good_one(models: Path, start: Start, tmp_path: P
     until(lambda: states(server).get(5) == "END")
     assert predict(server) == [2.0]
     shutil.rmtree(base)
-    time.sleep(1.5)
+    until(lambda: "Could not find base path" in server.stderr.read_text())
     assert predict(server) == [2.0], "a base path that vanishes unloads nothing"
 
 
@@ -160,7 +159,7 @@ def test_versions_that_may_not_be_read_leave_the_good_one(models: Path, tmp_path
             until(lambda version=version: states(server).get(version) == "END")
             assert predict(server) == [2.0]
         base.chmod(0)
-        time.sleep(1.5)
+        until(lambda: "Could not find base path" in server.stderr.read_text())
         assert predict(server) == [2.0]
         assert states(server)[1] == "AVAILABLE"
         base.chmod(0o700)
