@@ -6,9 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError, UnavailableError
 
@@ -39,7 +39,7 @@ class Parameters:
             raise InvalidArgumentError(f"{what}; last entry was {sizes[-1]}; expected {largest}")
 
     @classmethod
-    def of(cls, proto: Any) -> "Parameters":
+    def of(cls, proto: Message) -> "Parameters":
         """The parameters a BatchingParameters message holds; INVALID_ARGUMENT if they make no sense."""
         given = {field.name: getattr(value, "value", value) for field, value in proto.ListFields()}
         given.pop("thread_pool_name", None)

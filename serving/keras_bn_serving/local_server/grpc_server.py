@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
+    get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
     model_pb2,
@@ -33,6 +35,8 @@ from keras_bn_serving.wire import tensors
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 
 ModelSpec: TypeAlias = model_pb2.ModelSpec
+MetadataRequest: TypeAlias = get_model_metadata_pb2.GetModelMetadataRequest
+ReloadRequest: TypeAlias = model_management_pb2.ReloadConfigRequest
 _MAX_DETAILS = 1024
 _ENDLESS_S = 1e9  # what grpcio says, besides None, of a call without a deadline is far beyond
 _log = logging.getLogger(__name__)
@@ -78,7 +82,7 @@ class Services(
         self._catalog = catalog
         self.flags = flags
 
-    def _use(self, spec: ModelSpec) -> Any:
+    def _use(self, spec: ModelSpec) -> AbstractContextManager[tuple[int, inference.Model]]:
         if not spec.name:
             raise InvalidArgumentError("ModelSpec has no name specified.")
         number = spec.version.value if spec.HasField("version") else None
@@ -86,7 +90,7 @@ class Services(
         return self._manager.use(spec.name, number, label)
 
     @_answering
-    def Predict(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def Predict(self, request: predict_pb2.PredictRequest, timeout_ms: int) -> Message:  # noqa: D102
         with self._use(request.model_spec) as (number, model):
             outputs = inference.predict_request(model, request, timeout_ms)
         key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
@@ -97,23 +101,28 @@ class Services(
         return response
 
     @_answering
-    def Classify(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def Classify(self, request: classification_pb2.ClassificationRequest, timeout_ms: int) -> Message:  # noqa: D102
         spec, result = self._run(inference.CLASSIFY, request, timeout_ms)
         return classification_pb2.ClassificationResponse(model_spec=spec, result=result)
 
     @_answering
-    def Regress(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def Regress(self, request: regression_pb2.RegressionRequest, timeout_ms: int) -> Message:  # noqa: D102
         spec, result = self._run(inference.REGRESS, request, timeout_ms)
         return regression_pb2.RegressionResponse(model_spec=spec, result=result)
 
-    def _run(self, method: str, request: Any, timeout_ms: int) -> tuple[ModelSpec, inference.Result]:
+    def _run(
+        self,
+        method: str,
+        request: classification_pb2.ClassificationRequest | regression_pb2.RegressionRequest,
+        timeout_ms: int,
+    ) -> tuple[ModelSpec, inference.Result]:
         key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
         with self._use(request.model_spec) as (number, model):
             result = inference.one_task(model, method, key, request.input, timeout_ms)
         return responses.spec_of(model.name, number, key), result
 
     @_answering
-    def MultiInference(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def MultiInference(self, request: inference_pb2.MultiInferenceRequest, timeout_ms: int) -> Message:  # noqa: D102
         if not request.tasks:
             raise InvalidArgumentError("ModelSpec has no name specified.")
         response = inference_pb2.MultiInferenceResponse()
@@ -128,7 +137,7 @@ class Services(
         return response
 
     @_answering
-    def GetModelMetadata(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def GetModelMetadata(self, request: MetadataRequest, timeout_ms: int) -> Message:  # noqa: D102
         fields = request.metadata_field
         if not fields:
             raise InvalidArgumentError("GetModelMetadataRequest must specify at least one metadata_field")
@@ -144,13 +153,13 @@ class Services(
         return response
 
     @_answering
-    def GetModelStatus(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def GetModelStatus(self, request: get_model_status_pb2.GetModelStatusRequest, timeout_ms: int) -> Message:  # noqa: D102
         spec = request.model_spec
         number = spec.version.value if spec.HasField("version") else None
         return responses.status_response(self._manager, spec.name, number)
 
     @_answering
-    def HandleReloadConfigRequest(self, request: Any, timeout_ms: int) -> Message:  # noqa: D102
+    def HandleReloadConfigRequest(self, request: ReloadRequest, timeout_ms: int) -> Message:  # noqa: D102
         if not request.config.WhichOneof("config"):
             raise InvalidArgumentError(ONLY_LISTS)
         self._catalog.reload(request.config, seconds=timeout_ms / 1e3 if timeout_ms else math.inf)
