@@ -37,7 +37,7 @@ class Batcher:
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
-        """As GraphSession.run, with the rows of this request computed along with those of others."""
+        """As Engine.run, with the rows of this request computed along with those of others."""
         if not feeds:
             raise InvalidArgumentError("Batching Run() must have at least one input tensor")
         if any(array.ndim == 0 for array in feeds.values()):

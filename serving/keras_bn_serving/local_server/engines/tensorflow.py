@@ -24,61 +24,7 @@ from keras_bn_serving.wire.errors import DataLossError, InvalidArgumentError, No
 _ABORTING = frozenset(("Conv2D", "Conv2DBackpropFilter", "Conv3D", "DepthwiseConv2dNative", "MaxPool3D"))
 
 
-class GraphSession:
-    """A TensorFlow session that is fed and fetched by tensor name. Thread-safe."""
-
-    def __init__(self, config: tf.compat.v1.ConfigProto | None) -> None:
-        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-        self._outputs: dict[str, object] = {}
-
-    def extend(self) -> None:
-        """Make the runtime see what was added to the graph since the last call."""
-        self.session._extend_graph()
-
-    def run(
-        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
-    ) -> list[np.ndarray]:
-        """The values of the tensors named in `fetches` (`y:0`), given those in `feeds`, of any shape.
-
-        After `timeout_ms` milliseconds, unless it is 0, the run is cancelled. Errors are the runtime's.
-        """
-        if not fetches:
-            raise InvalidArgumentError("Must specify at least one target to fetch or execute.")
-        inputs = {self._output(name): array for name, array in feeds.items()}
-        outputs = [self._output(name) for name in fetches]
-        options = None
-        if timeout_ms > 0:
-            serialized = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms).SerializeToString()
-            options = c_api.TF_NewBufferFromString(serialized)
-        try:
-            results = c_api.TF_SessionRun_wrapper(self.session._session, options, inputs, outputs, [], None)
-        except tf.errors.OpError as error:
-            raise from_exception(error) from None
-        finally:
-            if options is not None:
-                c_api.TF_DeleteBuffer(options)
-        # A scalar string comes back as bytes, which NumPy would make a fixed-width string.
-        return [
-            np.array(result, object) if isinstance(result, bytes) else np.asarray(result)
-            for result in results
-        ]
-
-    def close(self) -> None:
-        """Give the session's memory back."""
-        self.session.close()
-
-    def _output(self, name: str) -> object:
-        if name not in self._outputs:
-            try:
-                tensor = self.session.graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
-            except (KeyError, ValueError) as error:
-                code = "OUT_OF_RANGE" if "exists but" in str(error) else "INVALID_ARGUMENT"
-                raise with_code(code, str(error)) from None
-            self._outputs[name] = tensor._as_tf_output()
-        return self._outputs[name]
-
-
-class TensorFlow(GraphSession):
+class TensorFlow:
     """The session of the version in the folder `path`, of the graph whose whole set of tags is that of
     `options`."""
 
@@ -86,11 +32,12 @@ class TensorFlow(GraphSession):
         if not any(os.path.isfile(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
             what = "Specified file path does not appear to contain a SavedModel bundle"
             raise NotFoundError(f"{what} (should have a file called `saved_model.pb`): {path}")
-        super().__init__(options.session)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=options.session)
+        self._outputs: dict[str, object] = {}
         try:
-            with self.session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(self.session, list(options.tags), path)
-            self.extend()
+            with self._session.graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.load(self._session, list(options.tags), path)
+            self._session._extend_graph()  # make the runtime see all of the graph
         except Exception as error:
             self.close()
             # Python's loader has its own exceptions for what does not parse, and tags that are not there.
@@ -106,7 +53,37 @@ class TensorFlow(GraphSession):
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> list[np.ndarray]:
-        """As GraphSession.run, but INVALID_ARGUMENT for a rank that would abort the process."""
+        """As Engine.run, of any shape but one that would abort the process: INVALID_ARGUMENT.
+
+        Other errors are the runtime's.
+        """
+        self._check_ranks(feeds)
+        if not fetches:
+            raise InvalidArgumentError("Must specify at least one target to fetch or execute.")
+        inputs = {self._output(name): array for name, array in feeds.items()}
+        outputs = [self._output(name) for name in fetches]
+        options = None
+        if timeout_ms > 0:
+            serialized = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms).SerializeToString()
+            options = c_api.TF_NewBufferFromString(serialized)
+        try:
+            results = c_api.TF_SessionRun_wrapper(self._session._session, options, inputs, outputs, [], None)
+        except tf.errors.OpError as error:
+            raise from_exception(error) from None
+        finally:
+            if options is not None:
+                c_api.TF_DeleteBuffer(options)
+        # A scalar string comes back as bytes, which NumPy would make a fixed-width string.
+        return [
+            np.array(result, object) if isinstance(result, bytes) else np.asarray(result)
+            for result in results
+        ]
+
+    def close(self) -> None:
+        """As Engine.close."""
+        self._session.close()
+
+    def _check_ranks(self, feeds: Mapping[str, np.ndarray]) -> None:
         for name, array in feeds.items():
             alias, rank = self._ranks.get(name, ("", array.ndim))
             if array.ndim != rank:
@@ -114,7 +91,16 @@ class TensorFlow(GraphSession):
                     f"Input {alias} must have rank {rank}, as its signature says, but has rank {array.ndim} "
                     f"(shape {list(array.shape)})"
                 )
-        return super().run(feeds, fetches, timeout_ms)
+
+    def _output(self, name: str) -> object:
+        if name not in self._outputs:
+            try:
+                tensor = self._session.graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+            except (KeyError, ValueError) as error:
+                code = "OUT_OF_RANGE" if "exists but" in str(error) else "INVALID_ARGUMENT"
+                raise with_code(code, str(error)) from None
+            self._outputs[name] = tensor._as_tf_output()
+        return self._outputs[name]
 
 
 def _fragile_inputs(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, tuple[str, int]]:
