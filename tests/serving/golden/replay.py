@@ -200,8 +200,16 @@ def startup(vector: dict[str, Any], models: Path, folder: Path, kind: str = "loc
             differences.append(
                 f"exit {code} instead of {expected['exit']}: {server.stderr.read_text()[-500:]}"
             )
+    return differences + _unsaid(stage, expected)
+
+
+def _unsaid(stage: Stage, expected: dict[str, Any]) -> list[str]:
+    """What the server should have written, and has not."""
+    differences = []
     for stream in ("stdout", "stderr"):
-        text = compare.collapse(stage.put_back(getattr(server, stream).read_bytes()).decode(errors="replace"))
+        file = getattr(stage.server, stream)
+        raw = file.read_bytes() if file.exists() else b""
+        text = compare.collapse(stage.put_back(raw).decode(errors="replace"))
         differences += [
             f"{stream} without {part!r}"
             for part in expected[f"{stream}_has"]
@@ -212,13 +220,16 @@ def startup(vector: dict[str, Any], models: Path, folder: Path, kind: str = "loc
 
 def _watch(stage: Stage, vector: dict[str, Any]) -> int | None:
     """The exit code of a server that should end, or None for one that is well after the time it was
-    watched."""
+    watched, and has been given time to say what it should."""
     server = stage.server
-    deadline = time.monotonic() + vector.get("alive_s", _START_SECONDS)
+    watched = time.monotonic() + vector.get("alive_s", _START_SECONDS)
     # A server that has opened its ports has said what it says at the start; only one that waits is watched to
     # the end.
-    while time.monotonic() < deadline and server.exit_code() is None:
+    while server.exit_code() is None:
         if server.stderr.exists() and b"Entering the event loop" in server.stderr.read_bytes():
+            break
+        late = time.monotonic() - watched
+        if late > _START_SECONDS or (late > 0 and not _unsaid(stage, vector["response"])):
             break
         time.sleep(0.05)
     return server.exit_code()
