@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_bn_serving.client.client import Examples
 from keras_bn_serving.client.connect import connect_async
-from keras_bn_serving.client.exchange import Operation
+from keras_bn_serving.client.exchange import Configuration, Operation
 from keras_bn_serving.client.metadata import ModelMetadata, VersionStatus
 from keras_bn_serving.client.operations import Operations
 from keras_bn_serving.client.settings import Settings
@@ -105,7 +105,7 @@ class AsyncClient(Settings):
         target = self._target(model, version, label)
         return await self._run(self._operations.metadata(target, self._seconds(timeout)))
 
-    async def reload(self, config: Any, timeout: float | None = None) -> None:
+    async def reload(self, config: Configuration, timeout: float | None = None) -> None:
         """See `Client.reload`."""
         return await self._run(self._operations.reload(config, self._seconds(timeout)))
 

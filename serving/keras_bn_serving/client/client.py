@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_bn_serving.client.carrier import Carrier
 from keras_bn_serving.client.connect import connect
-from keras_bn_serving.client.exchange import Operation
+from keras_bn_serving.client.exchange import Configuration, Operation
 from keras_bn_serving.client.metadata import ModelMetadata, VersionStatus
 from keras_bn_serving.client.operations import Operations
 from keras_bn_serving.client.settings import Settings
@@ -165,7 +165,7 @@ class Client(Settings):
             self._operations.metadata(self._target(model, version, label), self._seconds(timeout))
         )
 
-    def reload(self, config: Any, timeout: float | None = None) -> None:
+    def reload(self, config: Configuration, timeout: float | None = None) -> None:
         """Replace the server's list of models (gRPC only), and wait until the new ones are loaded.
 
         `config` is the path of a models.config file, a dict like `{"model_config_list": {"config":

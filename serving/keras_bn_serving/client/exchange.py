@@ -4,9 +4,10 @@ The client is written once for threads and asyncio: an operation is a generator 
 and is sent their results; `Client` and `AsyncClient` differ only in who carries the steps out (`carriers`).
 """
 
+import os
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,17 @@ from keras_bn_serving.wire.errors import InternalError, ServingError
 
 T = TypeVar("T")
 Features = Mapping[str, Any]
+
+
+class Message(Protocol):
+    """A message of protobuf."""
+
+    def SerializeToString(self) -> bytes:
+        """Its bytes."""
+
+
+# A models.config file, its content as a dict, or a ModelServerConfig message.
+Configuration: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Message
 
 
 @dataclass(frozen=True)
@@ -95,5 +107,5 @@ class Codec(Protocol):
     def metadata(self, target: Target) -> Exchange:
         """Exchange whose result is a ModelMetadata."""
 
-    def reload(self, config: Any) -> Exchange:
+    def reload(self, config: Configuration) -> Exchange:
         """Exchange that makes the server adopt a ModelServerConfig; its result is None."""

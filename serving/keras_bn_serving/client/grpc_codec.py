@@ -10,7 +10,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError
 
 from keras_bn_serving.client.arguments import shown
-from keras_bn_serving.client.exchange import Exchange, Features, Target
+from keras_bn_serving.client.exchange import Configuration, Exchange, Features, Target
 from keras_bn_serving.client.features import feature_values
 from keras_bn_serving.client.metadata import (
     ModelMetadata,
@@ -111,7 +111,7 @@ class GrpcCodec:
 
         return Exchange(f"{_PREDICTION}/GetModelMetadata", request.SerializeToString(), read)
 
-    def reload(self, config: Any) -> Exchange:
+    def reload(self, config: Configuration) -> Exchange:
         """See Codec; `config` as `Client.reload` takes it. Never repeated: others may have reloaded since."""
         request = MESSAGES["ReloadConfigRequest"](config=_model_server_config(config))
 
@@ -125,7 +125,7 @@ class GrpcCodec:
         )
 
 
-def _model_server_config(config: Any) -> Any:
+def _model_server_config(config: Configuration) -> Any:
     message = MESSAGES["ModelServerConfig"]()
     what = f"the configuration {shown(config)} is not a ModelServerConfig"
     try:

@@ -3,14 +3,14 @@
 import itertools
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from keras_bn_serving.client.arguments import check_name, shown
-from keras_bn_serving.client.exchange import Codec, Exchange, Operation, Pause, Shared, Target
+from keras_bn_serving.client.exchange import Codec, Configuration, Exchange, Operation, Pause, Shared, Target
 from keras_bn_serving.client.inputs import prepare
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus
 from keras_bn_serving.wire.errors import (
@@ -105,7 +105,7 @@ class Operations:
         """Ask for the signatures."""
         return (yield from self._fetch_metadata(target, deadline_after(timeout)))
 
-    def reload(self, config: Any, timeout: float) -> Operation[None]:
+    def reload(self, config: Configuration, timeout: float) -> Operation[None]:
         """Replace the server's configuration."""
         exchange = self._codec.reload(config)
         self._metadata.clear()
@@ -131,7 +131,9 @@ class Operations:
             f"model {target.model} is not available after {timeout:.3g} s (last seen: {seen})"
         )
 
-    def _with_metadata(self, target: Target, request: Any, deadline: float) -> Operation[Any]:
+    def _with_metadata(
+        self, target: Target, request: Callable[[ModelMetadata], Exchange], deadline: float
+    ) -> Operation[Any]:
         """Send request(metadata); if that fails on a kept copy, once more on a fresh one."""
         kept = self._metadata.get(target)
         if kept is not None:
@@ -203,7 +205,7 @@ def _check_signature_name(name: Any) -> None:
         check_name("the signature", name)
 
 
-def _names(outputs: Any) -> list[str]:
+def _names(outputs: str | Sequence[str] | None) -> list[str]:
     if outputs is None:
         return []
     if isinstance(outputs, str):

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from keras_bn_serving.client.exchange import Exchange, Features, Target
+from keras_bn_serving.client.exchange import Configuration, Exchange, Features, Target
 from keras_bn_serving.client.features import feature_values
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, TensorSpec, VersionStatus
 from keras_bn_serving.wire import json_values
@@ -121,7 +121,7 @@ class RestCodec:
 
         return Exchange(f"{self._path(target)}/metadata", None, read)
 
-    def reload(self, config: Any) -> Exchange:
+    def reload(self, config: Configuration) -> Exchange:
         """Refuse: TF Serving has no REST call for it."""
         raise UnimplementedError("TF Serving reloads its configuration over gRPC only: use a grpc:// address")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_bn_serving.client.async_client import AsyncClient
 from keras_bn_serving.client.client import Client
-from keras_bn_serving.client.exchange import Codec, Exchange, Features, Target
+from keras_bn_serving.client.exchange import Codec, Configuration, Exchange, Features, Target
 from keras_bn_serving.client.metadata import ModelMetadata, Signature, VersionStatus
 from keras_bn_serving.wire.dtypes import numpy_dtype
 from keras_bn_serving.wire.errors import NotFoundError, UnimplementedError
@@ -127,7 +127,7 @@ class _FakeCodec:
 
         return Exchange("fake", None, read)
 
-    def reload(self, config: Any) -> Exchange:
+    def reload(self, config: Configuration) -> Exchange:
         raise UnimplementedError("the fake client does not reload")
 
     def _find(self, target: Target) -> FakeModel:
