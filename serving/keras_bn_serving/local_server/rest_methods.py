@@ -8,7 +8,7 @@ from tensorflow_serving.apis import input_pb2
 
 from keras_bn_serving.local_server import inference, json_writer, rest_tensors
 from keras_bn_serving.local_server.inference import Model
-from keras_bn_serving.local_server.rest_tensors import json_type, quote
+from keras_bn_serving.local_server.quoting import json_type, quote
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
 from keras_bn_serving.wire.json_values import is_base64
 
