@@ -125,6 +125,7 @@ class Batcher:
         feeds = {name: self._join(name, pieces, rows - given) for name in pieces[0].task.feeds}
         metrics.BATCHED_RUNS.add()
         metrics.PROCESSED_BATCH.observe(rows)
+        metrics.PADDING.observe(rows - given, str(rows))
         outputs = self._run(feeds, fetches, limit)
         if any(output.ndim == 0 for output in outputs):
             raise FailedPreconditionError("Batched output tensor has 0 dimensions")

@@ -109,6 +109,7 @@ _QUEUING = [100 * 1.2**power for power in range(52)]
 QUEUING_LATENCY = Histogram("serving:batching_session:queuing_latency", _QUEUING, "thread_pool_name")
 BATCHED_RUNS = Counter("serving:batching_session:wrapped_run_count")
 INPUT_BATCH = Histogram("serving:batching_session:input_batch_size", _SIZES[:-1])
+PADDING = Histogram("serving:batching_session:padding_size", _SIZES[:-1], "execution_batch_size")
 PROCESSED_BATCH = Histogram("serving:batching_session:processed_batch_size", _SIZES[:-1])
 LOADS = Counter("cc:saved_model:load_attempt_count", "model_path", "status")
 LOAD_LATENCY = Counter("cc:saved_model:load_latency", "model_path")
