@@ -10,6 +10,7 @@ import keras
 
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery.population_statistics import PopulationStatistics
+from keras_bn.surgery.selection import Layers
 from keras_bn.surgery.shards import ShardObserver, loaded
 
 try:
@@ -42,7 +43,7 @@ class EstimateStatistics(apache_beam.CombineFn):
     def __init__(
         self,
         model_file: str | os.PathLike[str],
-        layers: Any = None,
+        layers: Layers = None,
         estimator: str = "batch",
         statistics: PopulationStatistics | str | os.PathLike[str] | None = None,
     ) -> None:

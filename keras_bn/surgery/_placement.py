@@ -14,7 +14,7 @@ from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery._inlining import Inlined
 from keras_bn.surgery.graph import Call, calls, flatten, graph_in
 from keras_bn.surgery.report import Row
-from keras_bn.surgery.selection import select
+from keras_bn.surgery.selection import Layers, select
 
 _LAYERS = keras.layers
 KINDS = (
@@ -60,7 +60,7 @@ class Place:
         return 1 if getattr(self.call.layer, "data_format", None) == "channels_first" else -1
 
 
-def places(inlined: Inlined, layers: Any, before_activation: bool) -> tuple[list[Place], list[Row]]:
+def places(inlined: Inlined, layers: Layers, before_activation: bool) -> tuple[list[Place], list[Row]]:
     """Where to insert, and a row for each layer that is left alone.
 
     Raises:
@@ -154,7 +154,7 @@ def _output_paths(found: list[Call]) -> Iterator[str]:
             pending += call.producers
 
 
-def _is_named(call: Call, layers: Any) -> bool:
+def _is_named(call: Call, layers: Layers) -> bool:
     """Whether `layers` has the name or path of a layer itself, not a pattern, class or predicate."""
     given = layers if isinstance(layers, (list, tuple, set)) else (layers,)
     return any(name in (call.layer.name, call.path) for name in given if isinstance(name, str))

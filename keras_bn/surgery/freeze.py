@@ -21,10 +21,10 @@ from keras_bn.surgery._targets import built
 from keras_bn.surgery.graph import Call, is_graph, losses, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, normalization_calls
 from keras_bn.surgery.report import Report, Row, SurgeryResult
-from keras_bn.surgery.selection import select
+from keras_bn.surgery.selection import Layers, select
 
 
-def freeze(model: keras.Model, layers: Any = None) -> SurgeryResult:
+def freeze(model: keras.Model, layers: Layers = None) -> SurgeryResult:
     """Freeze the population statistics of BN layers, so that fine-tuning costs no more than without BN.
 
     With frozen statistics, BN is z * scale + offset in training too, with scale = gamma /

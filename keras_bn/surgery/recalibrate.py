@@ -29,7 +29,7 @@ from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
 from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics
 from keras_bn.surgery.report import Report, Row, SurgeryResult
-from keras_bn.surgery.selection import select
+from keras_bn.surgery.selection import Layers, select
 from keras_bn.surgery.shards import apply, estimate_shard, loaded
 
 MEMORY_LIMIT = 2 << 30
@@ -41,7 +41,7 @@ def recalibrate(
     prior: float = 0,
     in_place: bool = False,
     *,
-    layers: Any = None,
+    layers: Layers = None,
     estimator: Literal["sequential", "batch"] = "sequential",
     batch_size: int | None = None,
     steps: int | None = None,

@@ -20,6 +20,7 @@ from keras_bn.surgery._streams import peek
 from keras_bn.surgery.graph import losses, rewrite, walk
 from keras_bn.surgery.observe import Observer
 from keras_bn.surgery.report import Report, Row, SurgeryResult
+from keras_bn.surgery.selection import Layers
 
 POSITIONS = ("before_activation", "after_activation")
 
@@ -28,7 +29,7 @@ def retrofit(
     model: keras.Model,
     data: Any,
     *,
-    layers: Any = None,
+    layers: Layers = None,
     position: str = "before_activation",
     layer: type = BatchNormalization,
     layer_arguments: dict[str, Any] | None = None,

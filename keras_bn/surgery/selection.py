@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from keras_bn.errors import KerasBNError
+
+# None (all layers), a class, a pattern of names or paths, a predicate on the layer, or several of these.
+Layers: TypeAlias = type | str | Callable[[Any], bool] | Iterable[Any] | None
 
 
 class Found(Protocol):
@@ -24,7 +27,7 @@ class Found(Protocol):
 Matcher = Callable[[Found], bool]
 
 
-def matcher(layers: Any) -> Matcher:
+def matcher(layers: Layers) -> Matcher:
     """The predicate on layers that an argument `layers` stands for.
 
     Args:
@@ -47,7 +50,7 @@ def matcher(layers: Any) -> Matcher:
     return lambda found: any(matches(found) for matches in matchers)
 
 
-def select(found: Iterable[Found], layers: Any) -> set[str]:
+def select(found: Iterable[Found], layers: Layers) -> set[str]:
     """The paths of the layers that `layers` selects.
 
     Raises:

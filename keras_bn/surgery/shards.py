@@ -20,7 +20,7 @@ from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
 from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics, fingerprint
 from keras_bn.surgery.report import Report, Row, SurgeryResult
-from keras_bn.surgery.selection import select
+from keras_bn.surgery.selection import Layers, select
 
 Source: TypeAlias = "PopulationStatistics | str | os.PathLike[str]"
 
@@ -68,7 +68,7 @@ class ShardObserver:
         self,
         model: keras.Model,
         example: Any,
-        layers: Any,
+        layers: Layers,
         estimator: str,
         earlier: PopulationStatistics | None = None,
     ) -> None:
@@ -137,7 +137,7 @@ def estimate_shard(
     earlier: PopulationStatistics | None,
     *,
     presharded: bool,
-    layers: Any,
+    layers: Layers,
     estimator: str,
     batch_size: int | None,
     steps: int | None,
