@@ -12,6 +12,7 @@ from keras_bn.kernels.general import normalized
 from keras_bn.layers.arguments import check_several_values, checked_size
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.derivatives import SUPPORTED, vjp
+from keras_bn.layers.linear import CONVOLUTIONS
 from keras_bn.statistics.moments import Moments, batch_moments
 
 
@@ -67,9 +68,8 @@ class CrossIterationNormalization(keras.layers.Layer):
         self.burn_in = checked_size(burn_in, "burn_in", self.name, least=0)
         self.layer = layer
         self.normalization = normalization or BatchNormalization(dtype=self.dtype_policy)
-        kinds = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
         if (
-            type(layer) not in kinds
+            type(layer) not in (keras.layers.Dense, *CONVOLUTIONS)
             or layer.use_bias
             or layer.activation is not keras.activations.linear
             or layer.activity_regularizer is not None

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.linear import KINDS
 from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery._inlining import Inlined
 from keras_bn.surgery.graph import Call, calls, flatten, graph_in
@@ -17,19 +18,6 @@ from keras_bn.surgery.report import Row
 from keras_bn.surgery.selection import Layers, select
 
 _LAYERS = keras.layers
-KINDS = (
-    _LAYERS.Dense,
-    _LAYERS.Conv1D,
-    _LAYERS.Conv2D,
-    _LAYERS.Conv3D,
-    _LAYERS.DepthwiseConv1D,
-    _LAYERS.DepthwiseConv2D,
-    _LAYERS.SeparableConv1D,
-    _LAYERS.SeparableConv2D,
-    _LAYERS.Conv1DTranspose,
-    _LAYERS.Conv2DTranspose,
-    _LAYERS.Conv3DTranspose,
-)
 NORMALIZATIONS = (
     BatchNormalization,
     *(

@@ -10,12 +10,13 @@ from tqdm import tqdm
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.linear import KINDS
 from keras_bn.statistics.moments import along
 from keras_bn.surgery._checks import check_layer_class, check_model, check_number, check_weights
 from keras_bn.surgery._comparison import compare
 from keras_bn.surgery._inlining import inlined_exactly
 from keras_bn.surgery._insertion import Insertion, identity_row, make_identity
-from keras_bn.surgery._placement import KINDS, places
+from keras_bn.surgery._placement import places
 from keras_bn.surgery._streams import peek
 from keras_bn.surgery.graph import losses, rewrite, walk
 from keras_bn.surgery.observe import Observer
