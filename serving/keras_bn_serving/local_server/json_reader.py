@@ -5,6 +5,7 @@ Serving accepts: with NaN and Infinity, integers of any size, bytes that are not
 counts), or text after the end.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -96,17 +97,14 @@ def _first_shape(array: Any) -> list[int]:
 
 
 def _numbers(array: simdjson.Array) -> np.ndarray | None:
-    """The numbers in an array: int64 if all are integers of 64 bits, float64 if some are decimals."""
-    try:
-        return np.frombuffer(array.as_buffer(of_type="i"), np.int64)
-    except ValueError:  # an integer that float64 might round
-        return None
-    except TypeError:
-        pass
-    try:
-        return np.frombuffer(array.as_buffer(of_type="d"), np.float64)
-    except TypeError:
-        return None
+    """The numbers in an array: int64 if all are integers, else float64; None if it holds anything else.
+
+    ValueError for an integer beyond int64, which float64 might round.
+    """
+    for kind, dtype in (("i", np.int64), ("d", np.float64)):
+        with contextlib.suppress(TypeError):
+            return np.frombuffer(array.as_buffer(of_type=kind), dtype)
+    return None
 
 
 def _with_json(body: bytes) -> Any:

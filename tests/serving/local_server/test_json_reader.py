@@ -190,6 +190,12 @@ def test_big_documents_are_read_by_the_same_rules(text: str, value: Any) -> None
     assert _as_lists(read) == [value, numbers]
 
 
+def test_one_integer_beyond_int64_leaves_all_rows_to_json() -> None:
+    """Else some rows of a tensor would be lists and others arrays."""
+    rows = [[2**63 + 1] * 300, [1] * 300]
+    assert json_reader.parse(json.dumps(rows).encode()) == rows
+
+
 @pytest.mark.parametrize("new", [b"5,,", b"1e999,", b"05,"])
 def test_big_arrays_that_are_no_json_are_refused(new: bytes) -> None:
     with pytest.raises(InvalidArgumentError, match="JSON Parse error"):
