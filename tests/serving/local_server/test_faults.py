@@ -43,7 +43,7 @@ def test_killed_under_load_and_started_again(models: Path, start: Start) -> None
     def no_failure() -> bool:
         failures.clear()
         for _ in range(20):
-            predict(again)
+            predict(first)  # on whose ports the other is
         return not failures
 
     with load(first) as failures:
