@@ -101,9 +101,10 @@ def _numbers(array: simdjson.Array) -> np.ndarray | None:
 
     ValueError for an integer beyond int64, which float64 might round.
     """
-    for kind, dtype in (("i", np.int64), ("d", np.float64)):
-        with contextlib.suppress(TypeError):
-            return np.frombuffer(array.as_buffer(of_type=kind), dtype)
+    with contextlib.suppress(TypeError):
+        return np.frombuffer(array.as_buffer(of_type="i"), np.int64)
+    with contextlib.suppress(TypeError):
+        return np.frombuffer(array.as_buffer(of_type="d"), np.float64)
     return None
 
 
