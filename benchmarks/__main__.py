@@ -18,6 +18,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLES = {
     "layer": "The layer: training, inference, whole steps, memory",
     "retrofit": "Retrofit: calibration, memory, and training on",
+    "recalibrate": "Recalibration and inspection beside `predict`, on every backend",
     "freeze": "Fine-tuning with frozen statistics: a training step",
     "shards": "Population statistics in shards",
     "export": "Exported networks at batch size 1",

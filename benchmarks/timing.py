@@ -101,7 +101,7 @@ def machine() -> str:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     versions = []
-    for package in ("tensorflow", "keras", "tf_keras", "torch", "numpy"):
+    for package in ("tensorflow", "jax", "keras", "tf_keras", "torch", "numpy"):
         try:
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

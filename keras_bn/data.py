@@ -80,7 +80,8 @@ class Batches:
     @property
     def reiterable(self) -> bool:
         """Whether it can be read more than once."""
-        return isinstance(self.data, keras.utils.PyDataset) or iter(self.data) is not self.data
+        # Not by comparing iter(data) with data: a DataLoader starts its worker processes when it is iterated.
+        return not isinstance(self.data, Iterator)
 
     @property
     def total(self) -> int | None:
@@ -96,6 +97,7 @@ class Batches:
             if self.steps is not None and done == self.steps:
                 return
             inputs = batch if isinstance(self.data, _Slices) else _unpacked(batch, index)
+            inputs = keras.tree.map_structure(_readable, inputs)
             if any(0 in getattr(leaf, "shape", ()) for leaf in keras.tree.flatten(inputs)):
                 continue
             yield _as_the_model_takes_them(self.model, _preprocessed(self.model, inputs), index)
@@ -160,6 +162,18 @@ def _is_arrays(data: Any) -> bool:
 def _unlabelled(leaf: Any) -> Any:
     """The array in a DataFrame or Series of pandas, whose slices would depend on its labels."""
     return np.asarray(leaf) if hasattr(leaf, "iloc") else leaf
+
+
+def _readable(leaf: Any) -> Any:
+    """A tensor of PyTorch as an array where Keras runs on another backend, which may not read it.
+
+    NumPy reads neither what is on another device, nor what has a gradient, nor bfloat16.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or keras.backend.backend() == "torch" or not isinstance(leaf, torch.Tensor):
+        return leaf
+    tensor = leaf.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _walk(data: Any) -> Iterable[Any]:
@@ -252,7 +266,7 @@ def _check(name: str, tensor: Any, leaf: Any, index: int, fixed: bool = False) -
             )
     if not hasattr(leaf, "__array__"):  # sparse or ragged
         return
-    values = np.asarray(leaf)
+    values = keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
     if tensor is not None and tensor.dtype != "string" and values.dtype.kind in "OSUcMm":
         raise KerasBNError(
             f"Batch {index} of the data has dtype {values.dtype} for {name!r}, which takes "

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 
+tf = pytest.importorskip("tensorflow")  # its data sets are read on every backend
 X = np.arange(14, dtype="float32").reshape(7, 2)
 
 
@@ -60,6 +60,31 @@ def test_every_source_gives_the_same(model, name):
         taken = [np.asarray(batch) for batch in found]
         assert [len(batch) for batch in taken] == [3, 3, 1]
         np.testing.assert_array_equal(np.concatenate(taken), X)
+
+
+def test_data_is_not_iterated_before_it_is_read(model):
+    """A `DataLoader` starts its worker processes each time."""
+
+    class Loader:
+        started = 0
+
+        def __iter__(self):
+            self.started += 1
+            return iter([X])
+
+    loader = Loader()
+    found = batches(model, loader)
+    assert found.reiterable and not loader.started
+    for _ in found:
+        assert loader.started == 1
+
+
+def test_tensors_of_pytorch_are_read_on_every_backend(model):
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(X, requires_grad=True)
+    for each in (x, x.to(torch.bfloat16)):  # its seven bits are enough for these integers
+        (batch,) = batches(model, each)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(keras.ops.cast(batch, "float32")), X)
 
 
 def test_steps(model):

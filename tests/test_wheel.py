@@ -238,6 +238,24 @@ recalibrated = keras_bn.recalibrate(retrofitted, images, progress=False).model
 np.testing.assert_allclose(
     plain.predict(images, verbose=0), recalibrated.predict(images, verbose=0), rtol=1e-4, atol=1e-5
 )
+
+stack = [L.Conv2D(3, 3), L.BatchNormalization(), L.Flatten(), L.Dense(1)]
+donor = keras.Sequential([keras.Input((6, 6, 2)), *stack])
+donor.compile("sgd", "mse")
+donor.fit(images, labels, batch_size=16, verbose=0)
+for changed in (
+    keras_bn.convert(donor),
+    keras_bn.convert(keras_bn.convert(donor).model, to="keras"),
+    keras_bn.fold(donor),
+    keras_bn.freeze(donor),
+    keras_bn.unfreeze(keras_bn.freeze(donor).model),
+    keras_bn.recalibrate(donor, images, prior=np.inf, progress=False),
+):
+    np.testing.assert_allclose(
+        donor.predict(images, verbose=0), changed.model.predict(images, verbose=0), rtol=1e-4, atol=1e-5
+    )
+    assert str(changed.report)
+assert "BatchNormalization" in str(keras_bn.inspect(donor, images, progress=False))
 try:
     keras_bn.export(plain, "exported")
 except keras_bn.KerasBNError as error:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from keras_bn.errors import KerasBNError
-from keras_bn.surgery._compiled import as_tensor
+from keras_bn.surgery._compiled import as_tensor, is_in_host_memory, size_of
 
 
 class Activations:
@@ -58,10 +59,12 @@ class Activations:
     def _stored(self, value: Any) -> Any:
         if value is None or not hasattr(value, "__array__"):
             return value
+        size = math.prod(value.shape) * size_of(value.dtype)
+        if self._used + size <= self._limit:
+            self._used += size
+            # Nothing is copied unless it is on an accelerator, whose memory is not ours to fill.
+            return _Held(value if is_in_host_memory(value) else ops.convert_to_numpy(value), size)
         array = ops.convert_to_numpy(value)
-        if self._used + array.nbytes <= self._limit:
-            self._used += array.nbytes
-            return array
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="keras_bn_")
         file = tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False)  # noqa: SIM115
@@ -81,14 +84,19 @@ class Activations:
             array = np.fromfile(value.path, value.dtype).reshape(value.shape)
             value.path.unlink()
             return as_tensor(array)
-        if isinstance(value, np.ndarray):
-            self._used -= value.nbytes
-            return as_tensor(value)
+        if isinstance(value, _Held):
+            self._used -= value.size
+            return as_tensor(value.tensor)
         return value
 
 
 def _write(array: np.ndarray, file: Any) -> None:
     np.ascontiguousarray(array).tofile(file)
+
+
+class _Held(NamedTuple):
+    tensor: Any
+    size: int
 
 
 class _File:

@@ -55,6 +55,23 @@ def as_tensor(leaf: Any) -> Any:
     return keras.ops.convert_to_tensor(leaf, dtype="float64" if keep else None)
 
 
+def is_in_host_memory(tensor: Any) -> bool:
+    """Whether a tensor with values is in the memory of the processor, not of an accelerator."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return "CPU" in tensor.device
+    if backend == "jax":
+        return all(device.platform == "cpu" for device in tensor.devices())
+    return bool(tensor.device.type == "cpu")
+
+
+def size_of(dtype: Any) -> int:
+    """The bytes of one value of a dtype."""
+    name = keras.backend.standardize_dtype(dtype).partition("_")[0]  # float8_e4m3fn
+    digits = "".join(filter(str.isdigit, name))
+    return -(-int(digits or 8) // 8)
+
+
 def without_gradients(function: Function) -> Function:
     """`function` run as it stands, keeping nothing for a gradient."""
     if keras.backend.backend() != "torch":

@@ -305,7 +305,7 @@ def test_a_layer_whose_insides_would_train_is_observed_at_inference():
     x = np.random.default_rng(0).normal(3, 2, (8, 4, 4, 3)).astype("float32")
     before = [np.array(w) for w in model.weights]
     report = keras_bn.inspect(model, x, progress=False)
-    met = np.asarray(keras.Model(inputs, model.get_layer("last").input)(x, training=False)).reshape(-1, 3)
+    met = array(keras.Model(inputs, model.get_layer("last").input)(x, training=False)).reshape(-1, 3)
     np.testing.assert_allclose(report.layers[-1].data.mean, met.mean(0), rtol=1e-5)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)

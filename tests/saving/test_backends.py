@@ -1,4 +1,4 @@
-"""A model trained on JAX or PyTorch, saved, and exported by TensorFlow."""
+"""A model trained on JAX or PyTorch, saved, exported by TensorFlow, and served."""
 
 import os
 import subprocess
@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import keras_bn  # noqa: F401 - registers the layers
-from keras_bn.saving.session import servable
 from keras_bn_cli.program import program
+from keras_bn_serving.client import Client
+from keras_bn_serving.local_server import launch
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -35,7 +36,7 @@ except keras_bn.KerasBNError as error:
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_trained_elsewhere_saved_and_exported(tmp_path, backend):
+def test_trained_elsewhere_saved_exported_and_served(tmp_path, backend):
     pytest.importorskip(backend)
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": f"{ROOT}:{ROOT / 'serving'}"}
     command = [sys.executable, "-c", TRAIN, backend]
@@ -48,7 +49,10 @@ def test_trained_elsewhere_saved_and_exported(tmp_path, backend):
     result = CliRunner().invoke(program, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     saved = np.load(tmp_path / "answers.npz")
-    with servable(tmp_path / "models" / "1", "serving_default") as served:
-        (answers,) = served.run({"image": saved["images"]}).values()
+    with (
+        launch(tmp_path / "models", "elsewhere") as server,
+        Client(f"http://localhost:{server.rest_port}", "elsewhere") as client,
+    ):
+        answers = client.predict(saved["images"])
     # Each backend adds float32 numbers up in an order of its own.
     np.testing.assert_allclose(answers, saved["answers"], rtol=1e-4, atol=1e-6)

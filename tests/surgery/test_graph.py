@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery.graph import calls, losses, rewrite, walk
@@ -13,7 +13,7 @@ def keep(call, copy):
 
 def flat(model, inputs, **options):
     outputs = model(inputs, **options)
-    return [np.asarray(leaf) for leaf in keras.tree.flatten(outputs)]
+    return [ops.convert_to_numpy(leaf) for leaf in keras.tree.flatten(outputs)]
 
 
 def equal(a, b):
@@ -102,7 +102,7 @@ def test_an_empty_chain_removes_a_call():
     result = rewrite(model, lambda call, copy: [] if isinstance(call.layer, layers.ReLU) else None)
     x = np.ones((2, 3), "float32")
     assert [type(layer).__name__ for layer in result.layers] == ["Dense", "Dense"]
-    assert np.array_equal(result(x), model.layers[2](model.layers[0](x)))
+    assert equal(flat(result, x), flat(model.layers[2], model.layers[0](x)))
 
 
 def test_a_copy_may_have_other_configuration_and_weights():
@@ -153,7 +153,7 @@ def test_what_cannot_be_carried_over_is_said():
     model.compile(loss=lambda y, p: keras.ops.mean(p))
     result = rewrite(model, keep)
     x = np.ones((2, 3), "float32")
-    assert np.array_equal(result(x), model(x))
+    assert equal(flat(result, x), flat(model, x))
     note_on_class, note_on_compile = losses(model, result)
     assert "Special" in note_on_class
     assert "not compiled" in note_on_compile
@@ -169,13 +169,14 @@ def test_a_model_class_built_from_inputs_and_outputs_is_kept():
     assert type(rewrite(model, keep)) is type(model)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has strings")
 def test_vocabularies_are_carried_over():
     lookup = layers.StringLookup(name="words")
     lookup.adapt(["b", "a", "b"])
     inputs = keras.Input((1,), dtype="string")
     model = keras.Model(inputs, layers.Embedding(4, 2)(lookup(inputs)))
     words = keras.ops.convert_to_tensor([["a"], ["b"], ["c"]], "string")
-    assert np.array_equal(rewrite(model, keep)(words), model(words))
+    assert equal(flat(rewrite(model, keep), words), flat(model, words))
 
 
 @pytest.mark.parametrize("make", [layers.Normalization, lambda: layers.Discretization(num_bins=4)])
@@ -187,8 +188,8 @@ def test_what_a_layer_adapted_to_is_carried_over(make, wrapped):
     outputs = layers.TimeDistributed(adapted)(inputs) if wrapped else adapted(inputs)
     model = keras.Model(inputs, outputs)
     x = np.random.default_rng(1).normal(3, 2, (6, 5, 4))
-    assert np.array_equal(rewrite(model, keep)(x), model(x))
-    assert np.ptp(np.asarray(model(x)))
+    assert equal(flat(rewrite(model, keep), x), flat(model, x))
+    assert np.ptp(flat(model, x)[0])
 
 
 def test_a_map_of_dtype_policies_is_carried_over():
@@ -203,7 +204,7 @@ def test_a_map_of_dtype_policies_is_carried_over():
 def test_functions_need_not_be_registered():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, activation=lambda t: keras.ops.tanh(t) * 2)])
     x = np.ones((2, 3), "float32")
-    assert np.array_equal(rewrite(model, keep)(x), model(x))
+    assert equal(flat(rewrite(model, keep), x), flat(model, x))
 
 
 class Subclassed(keras.Model):
@@ -239,7 +240,7 @@ def test_a_layer_that_cannot_be_made_anew_is_copied():
             return x * self.units
 
     model = keras.Sequential([keras.Input((2,)), Stubborn(3)])
-    assert np.array_equal(rewrite(model, keep)(np.ones((1, 2))), [[3.0, 3.0]])
+    assert equal(flat(rewrite(model, keep), np.ones((1, 2))), [np.full((1, 2), 3.0)])
 
 
 @pytest.mark.parametrize(

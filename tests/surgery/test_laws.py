@@ -8,6 +8,7 @@ from keras import layers, ops
 import keras_bn
 
 IMAGES = np.random.default_rng(0).normal(2, 3, (24, 8, 8, 3)).astype("float32")
+LABELS = np.arange(24, dtype="float32")
 
 
 def plain():
@@ -18,7 +19,7 @@ def plain():
 
 
 def normalized():
-    inputs = keras.Input((8, 8, 3))
+    inputs = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(4, 3, use_bias=False, name="conv1")(inputs)
     x = layers.ReLU()(layers.BatchNormalization(name="bn1")(x))
     x = layers.BatchNormalization(name="bn2")(layers.DepthwiseConv2D(3, name="depthwise")(x))
@@ -78,6 +79,71 @@ def test_statistics_do_not_depend_on_how_the_data_is_cut(batch_size):
     for whole, cut in zip(*(model.get_weights() for model in models), strict=True):
         # Rows are reduced in float32; a batch of another size may run another kernel.
         np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-5)
+
+
+class Pieces(keras.utils.PyDataset):
+    """With labels and weights, read by two threads."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return IMAGES[index::3], LABELS[index::3], LABELS[index::3]
+
+
+def tensorflow_dataset(*structure):
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices(structure if len(structure) > 1 else structure[0])
+
+
+def data_loader(examples, **options):
+    loading = pytest.importorskip("torch.utils.data")
+    return loading.DataLoader(examples, batch_size=5, shuffle=True, **options)
+
+
+def torch_examples(*arrays):
+    torch = pytest.importorskip("torch")
+    return torch.utils.data.TensorDataset(*map(torch.from_numpy, arrays))
+
+
+FORMS = {
+    "list of one array": lambda: [IMAGES],
+    "dictionary": lambda: {"image": IMAGES, "label": LABELS},
+    "tensor of the backend": lambda: ops.convert_to_tensor(IMAGES),
+    "tensor of PyTorch": lambda: pytest.importorskip("torch").tensor(IMAGES, requires_grad=True),
+    "tensor of TensorFlow": lambda: pytest.importorskip("tensorflow").constant(IMAGES),
+    "tensor of JAX": lambda: pytest.importorskip("jax.numpy").asarray(IMAGES),
+    "generator": lambda: (IMAGES[i : i + 5] for i in range(0, 24, 5)),
+    "generator with labels": lambda: ((IMAGES[i::4], LABELS[i::4]) for i in range(4)),
+    "PyDataset": lambda: Pieces(workers=2),
+    "tf.data": lambda: tensorflow_dataset(IMAGES).batch(5),
+    "tf.data, shuffled, with labels": lambda: tensorflow_dataset(IMAGES, LABELS).shuffle(24).batch(7),
+    "tf.data of dictionaries": lambda: tensorflow_dataset({"image": IMAGES, "label": LABELS}).batch(5),
+    "DataLoader, images alone": lambda: data_loader(torch_examples(IMAGES)),
+    "DataLoader with labels and weights": lambda: data_loader(torch_examples(IMAGES, LABELS, LABELS)),
+    "DataLoader of arrays": lambda: data_loader(list(zip(IMAGES, LABELS, strict=True))),
+    "DataLoader of dictionaries": lambda: data_loader(
+        [{"image": image, "label": label} for image, label in zip(IMAGES, LABELS, strict=True)]
+    ),
+    "DataLoader of dictionaries with labels": lambda: data_loader(
+        [({"image": image}, label) for image, label in zip(IMAGES, LABELS, strict=True)]
+    ),
+    "DataLoader of doubles": lambda: data_loader(torch_examples(IMAGES.astype("float64"))),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The statistics that the same data gives as one array."""
+    return keras_bn.recalibrate(normalized(), IMAGES, progress=False).model.get_weights()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_statistics_do_not_depend_on_the_form_of_the_data(form, expected):
+    found = keras_bn.recalibrate(normalized(), FORMS[form](), progress=False).model.get_weights()
+    for weight, other in zip(found, expected, strict=True):
+        # As above: another cut may run another kernel.
+        np.testing.assert_allclose(weight, other, rtol=1e-5, atol=1e-5)
 
 
 def test_convert_there_and_back_gives_the_same_model():

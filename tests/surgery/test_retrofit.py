@@ -1,11 +1,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import keras_bn
 from keras_bn import BatchNormalization, KerasBNError
+from keras_bn.surgery._compiled import compiled
 
 
 def retrofit(model, data, **options):
@@ -57,7 +57,8 @@ def test_outputs_stay(donor, snapshot):
 def test_every_inserted_layer_is_the_identity_bit_for_bit(donor):
     model, inputs = donor
     for layer in inserted(retrofit(model, inputs).model):
-        scale, offset = tf.function(layer.inference_affine)()
+        affine = compiled(lambda _, layer=layer: layer.inference_affine(), [layer], [], [])
+        scale, offset = map(ops.convert_to_numpy, affine([]))
         assert np.array_equal(scale, np.ones_like(scale))
         assert np.array_equal(offset, np.zeros_like(offset))
 
@@ -78,8 +79,8 @@ def test_statistics_are_those_of_the_whole_data_set(images):
     model = net()
     result = retrofit(model, images, batch_size=16)
     outputs = keras.Model(model.inputs, model.get_layer("conv1").output).predict(images, verbose=0)
-    linear = model.get_layer("conv1").kernel
-    values = np.asarray(tf.nn.conv2d(images, linear, 1, "SAME"), "float64").reshape(-1, 4)
+    linear = model.get_layer("conv1").kernel.value
+    values = ops.convert_to_numpy(ops.conv(images, linear, padding="same")).astype("float64").reshape(-1, 4)
     layer = result.model.get_layer("conv1_bn")
     assert outputs.shape[-1] == 4
     # float32 activations, reduced row by row: relative error below 2**-22
@@ -100,7 +101,7 @@ def test_statistics_do_not_depend_on_how_the_data_is_cut(images):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # the convolution's own rounding
 
 
-@pytest.mark.parametrize("form", ["dataset", "generator", "pydataset"])
+@pytest.mark.parametrize("form", ["generator", "pydataset"])
 def test_data_is_what_predict_takes(form, images):
     class Pairs(keras.utils.PyDataset):
         def __len__(self):
@@ -110,7 +111,6 @@ def test_data_is_what_predict_takes(form, images):
             return images[8 * index : 8 * index + 8], np.zeros(8)
 
     data = {
-        "dataset": tf.data.Dataset.from_tensor_slices(images).batch(8),
         "generator": (images[i : i + 8] for i in range(0, 40, 8)),
         "pydataset": Pairs(),
     }[form]
@@ -127,9 +127,8 @@ def test_masked_positions_do_not_count():
     x = layers.Dense(3, name="dense")(x)
     model = keras.Model(tokens, layers.Dense(1, name="out")(layers.GlobalAveragePooling1D()(x)))
     data = np.array([[1, 2, 0, 0], [3, 4, 1, 0]])
-    values = np.asarray(model.layers[1](np.array([1, 2, 3, 4, 1])), "float64") @ np.asarray(
-        model.get_layer("dense").kernel, "float64"
-    )
+    embedded = ops.convert_to_numpy(model.layers[1](np.array([1, 2, 3, 4, 1]))).astype("float64")
+    values = embedded @ np.asarray(model.get_layer("dense").kernel, "float64")
     layer = retrofit(model, data).model.get_layer("dense_bn")
     np.testing.assert_allclose(layer.moving_mean, values.mean(0), atol=1e-7)
 
@@ -326,7 +325,9 @@ def test_drop_bias_absorbs_the_bias_into_beta(images):
     for name in ("conv1", "conv2", "fc"):
         a, b = (each.model.get_layer(f"{name}_bn") for each in (kept, dropped))
         # Without the bias the means are lower by it, the variances the same, up to the order of summation.
-        np.testing.assert_allclose(b.moving_mean, a.moving_mean - model.get_layer(name).bias, atol=1e-5)
+        np.testing.assert_allclose(
+            b.moving_mean, np.subtract(a.moving_mean, model.get_layer(name).bias), atol=1e-5
+        )
         np.testing.assert_allclose(b.moving_variance, a.moving_variance, rtol=1e-5)
         np.testing.assert_allclose(b.beta, a.moving_mean, atol=1e-5)
 
@@ -367,7 +368,7 @@ def test_the_inserted_layer_is_the_one_asked_for(images):
 
 def test_the_cumulative_average_goes_on_from_the_batches_seen(images):
     result = retrofit(net(), images, batch_size=8, layer_arguments={"momentum": None})
-    assert set(result.model.get_layer("conv1_bn").batches_seen.numpy()) == {5}
+    assert set(np.asarray(result.model.get_layer("conv1_bn").batches_seen)) == {5}
 
 
 def test_a_nested_model_called_twice_has_seen_every_batch_twice(images):
@@ -377,7 +378,7 @@ def test_a_nested_model_called_twice_has_seen_every_batch_twice(images):
     model = keras.Model([a, b], layers.Dense(1)(layers.Add()([tower(a), tower(b)])))
     data = [images[:, 0, 0], 1 - images[:, 1, 1]]
     (layer,) = inserted(retrofit(model, data, batch_size=8, layer_arguments={"momentum": None}).model)
-    assert set(layer.batches_seen.numpy()) == {2 * 5}
+    assert set(np.asarray(layer.batches_seen)) == {2 * 5}
     values = model.layers[2].layers[0].kernel
     both = np.concatenate(data).astype("float64") @ np.asarray(values, "float64")
     np.testing.assert_allclose(layer.moving_mean, both.mean(0), rtol=0, atol=1e-6)
@@ -456,7 +457,7 @@ def test_training_mode_starts_where_inference_is(images):
     out = result.get_layer("conv1_relu").output
     y = keras.Model(result.inputs, out)(images, training=True)
     # The batch's variance is the biased one: m / (m - 1) apart, with m = 40 * 64 values per channel.
-    np.testing.assert_allclose(y, x, atol=1e-3)
+    np.testing.assert_allclose(ops.convert_to_numpy(y), ops.convert_to_numpy(x), atol=1e-3)
 
 
 def test_saves_loads_and_trains(images, tmp_path):
