@@ -19,7 +19,7 @@ from typing import Any
 BACKENDS = ("tensorflow", "jax", "torch")
 NETWORKS = ("MobileNetV2", "ResNet50")
 SIDE, BATCH = 96, 32
-FEW, MANY = 10 * BATCH, 30 * BATCH  # TensorFlow compiles nothing for eight batches or fewer
+FEW, MANY = 10 * BATCH, 24 * BATCH  # TensorFlow compiles nothing for eight batches or fewer
 HEADER = ["", "predict, ms per image", "sequential / predict", "batch / predict", "inspect / predict"]
 ONCE = ["sequential, once, s", "batch, once, s", "inspect, once, s"]
 

@@ -60,9 +60,10 @@ class ExactSum:
 
     def integers(self) -> list[int]:
         """Every sum as an integer number of units of `2**ExactSum.UNIT`."""
+        used = np.flatnonzero(self._bins.any(1))  # some ten of the bins
         return [
-            sum(int(value) << (_BITS * i) for i, value in enumerate(column) if value)
-            for column in self._bins.T
+            sum(int(value) << (_BITS * int(i)) for i, value in zip(used, column, strict=True))
+            for column in self._bins[used].T
         ]
 
     def rounded(self) -> NDArray[np.float64]:

@@ -20,7 +20,13 @@ from keras_bn._keras import flatten_layers, get_mask, set_mask
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, merged, reduction_axes
 from keras_bn.statistics.population import PopulationMoments, row_moments
-from keras_bn.surgery._compiled import as_tensor, compiled, step_by_step, without_gradients
+from keras_bn.surgery._compiled import (
+    as_tensor,
+    compiled,
+    in_one_kernel,
+    step_by_step,
+    without_gradients,
+)
 from keras_bn.surgery._program import Program, Step, program
 from keras_bn.surgery._state import state_kept
 
@@ -160,7 +166,7 @@ class Segment:
 
         def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
             def observe(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-                rows = row_moments(inputs, layer.axis, kwargs.get("mask"))
+                rows = _row_moments(inputs, layer.axis, kwargs.get("mask"))
                 self._seen.append((step, layer))
                 records.append([*rows, _sample(inputs, layer.axis) if self._sampled else None])
                 return call(inputs, *args, **kwargs) if output is None else output(layer, inputs, rows)
@@ -372,6 +378,12 @@ def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[
         for layer in layers:
             if "call" in vars(layer):
                 del layer.call
+
+
+def _row_moments(inputs: Any, axis: int, mask: Any) -> Moments:
+    if mask is not None or len(inputs.shape) == 2:
+        return row_moments(inputs, axis, mask)
+    return in_one_kernel(row_moments, inputs, axis)  # type: ignore[no-any-return]
 
 
 def _unchanged(layer: keras.Layer, inputs: Any, rows: Moments) -> Any:
