@@ -34,13 +34,13 @@ def networks():
         "plain": convolution(bn()),
         "cumulative": convolution(bn(momentum=None)),
         "biased": convolution(bn(unbiased_variance=False, epsilon=1e-5)),
-        "without offset and scale": convolution(bn(center=False, scale=False)),
-        "other axis": convolution(bn(axis=1)),
+        "without_offset_and_scale": convolution(bn(center=False, scale=False)),
+        "other_axis": convolution(bn(axis=1)),
         "half": convolution(bn(dtype="mixed_bfloat16")),
         "renorm": convolution(keras_bn.BatchRenormalization()),
         "ghost": convolution(keras_bn.GhostBatchNormalization(4)),
         "accumulated": convolution(keras_bn.AccumulatedBatchNormalization(2)),
-        "cross iteration": images(keras_bn.CrossIterationNormalization(L.Conv2D(4, 1, use_bias=False), 3)),
+        "cross_iteration": images(keras_bn.CrossIterationNormalization(L.Conv2D(4, 1, use_bias=False), 3)),
         "sequence": keras.Sequential(
             [
                 keras.Input((6,), dtype="int32"),
@@ -66,19 +66,17 @@ def inputs_of(name):
     return SEQUENCES if name == "sequence" else IMAGES
 
 
-def randomized(model):
+def randomized(model, x):
     """Other values in every weight, as training leaves them; variances and counters stay positive."""
     random = np.random.default_rng(2)
     for variable in model.trainable_variables:
         variable.assign(random.uniform(0.2, 1, variable.shape))
     for _ in range(3):  # states of variants: averages, memories, counters
-        model(inputs_of(model.name), training=True)
-    return model
+        model(x, training=True)
 
 
-def answers(model):
+def answers(model, x):
     """At inference, and of a training step, which continues from the state that was loaded."""
-    x = inputs_of(model.name)
     results = [model.predict(x, verbose=0), model(x, training=True), model(x, training=False)]
     return [ops.convert_to_numpy(ops.cast(result, "float32")) for result in results]
 
@@ -86,24 +84,22 @@ def answers(model):
 def write(folder):
     folder.mkdir(parents=True)
     for name, model in networks().items():
-        model.name = name
-        randomized(model)
+        x = inputs_of(name)
+        randomized(model, x)
         model.save(folder / f"{name}.keras")
         model.save_weights(folder / f"{name}.weights.h5")
-        np.savez(folder / f"{name}.npz", *answers(model))
+        np.savez(folder / f"{name}.npz", *answers(model, x))
 
 
 def compare(folder):
     for name, fresh in networks().items():
         expected = list(np.load(folder / f"{name}.npz").values())
-        fresh.name = name
         fresh.load_weights(folder / f"{name}.weights.h5")
         loaded = keras.saving.load_model(folder / f"{name}.keras")
-        loaded.name = name
         # Each backend adds float32 numbers up in an order of its own; a bfloat16 has eight bits.
         tolerance = 3e-2 if name == "half" else 2e-5
         for form, model in ((".weights.h5", fresh), (".keras", loaded)):
-            for value, old in zip(answers(model), expected, strict=True):
+            for value, old in zip(answers(model, inputs_of(name)), expected, strict=True):
                 np.testing.assert_allclose(
                     value, old, rtol=0, atol=tolerance * np.abs(old).max(), err_msg=f"{folder} {name}{form}"
                 )
