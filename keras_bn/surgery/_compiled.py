@@ -83,7 +83,7 @@ def _kernel(
 
     specification = [tf.TensorSpec(shape, dtype)]
     run = lambda tensor: function(tensor, *arguments)  # noqa: E731
-    return tf.function(run, specification, autograph=False, jit_compile=True)  # type: ignore[no-any-return]
+    return tf.function(run, specification, autograph=False, jit_compile=True)
 
 
 @functools.cache

@@ -383,7 +383,7 @@ def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[
 def _row_moments(inputs: Any, axis: int, mask: Any) -> Moments:
     if mask is not None or len(inputs.shape) == 2:
         return row_moments(inputs, axis, mask)
-    return in_one_kernel(row_moments, inputs, axis)  # type: ignore[no-any-return]
+    return in_one_kernel(row_moments, inputs, axis)
 
 
 def _unchanged(layer: keras.Layer, inputs: Any, rows: Moments) -> Any:
