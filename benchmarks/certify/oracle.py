@@ -57,15 +57,10 @@ def run(model: keras.Model, inputs: Any, batch_size: int, training: bool = False
     batches = []
     for start in range(0, count, batch_size):
         cut = slice(start, start + batch_size)
-        batch = keras.tree.map_structure(lambda array, cut=cut: _tensor(array[cut]), inputs)
+        batch = keras.tree.map_structure(lambda array, cut=cut: tf.convert_to_tensor(array[cut]), inputs)
         batches.append([value_of(each) for each in keras.tree.flatten(model(batch, training=training))])
     _reset(model)
     return [np.concatenate(parts).astype("float64") for parts in zip(*batches, strict=True)]
-
-
-def _tensor(array: Any) -> Any:
-    """Strings as a tensor, which a layer does not make of an array."""
-    return tf.constant(array) if array.dtype == object else array
 
 
 def _reset(model: keras.Model) -> None:

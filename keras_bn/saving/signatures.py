@@ -54,9 +54,10 @@ def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
     check_keras_model(model)
     _check_stateless(model)
     known = getattr(model, "inputs", None)
-    if isinstance(model, keras.Sequential) and not known:
+    if isinstance(model, keras.Sequential) and not known and examples is None:
         raise KerasBNError(
-            f"model {model.name!r} is not built; give it an Input or call build() before export."
+            f"model {model.name!r} is not built; give it an Input or call build() before export, or pass "
+            "examples."
         )
     if not known:
         return _subclassed_signature(model, examples)
@@ -124,10 +125,12 @@ def _subclassed_signature(model: keras.Model, examples: Any) -> Signature:
 
 def _example_specs(model: keras.Model, examples: Any) -> Any:
     """The specifications of the inputs of a subclassed model. It is built by a call if necessary."""
-    arrays = keras.tree.map_structure(
-        np.asarray, dict(examples) if isinstance(examples, Mapping) else examples
-    )
-    if not isinstance(examples, Mapping) and not hasattr(examples, "shape"):
+    structured = isinstance(examples, Mapping) or hasattr(examples, "shape") or _takes_list(model)
+    if structured:
+        arrays = keras.tree.map_structure(
+            np.asarray, dict(examples) if isinstance(examples, Mapping) else examples
+        )
+    else:
         arrays = np.asarray(examples)  # rows, as Python's lists
 
     def spec(array: np.ndarray) -> tf.TensorSpec:
@@ -138,6 +141,13 @@ def _example_specs(model: keras.Model, examples: Any) -> Any:
     if not model.built:
         model(keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[:1]), arrays), training=False)
     return keras.tree.map_structure(spec, arrays)
+
+
+def _takes_list(model: keras.Model) -> bool:
+    """Whether a subclassed model was built for a list of tensors."""
+    config = model.get_build_config() if model.built else None
+    shapes = (config or {}).get("input_shape")
+    return isinstance(shapes, (list, tuple)) and bool(shapes) and isinstance(shapes[0], (list, tuple))
 
 
 def _build_specs(model: keras.Model) -> Any:

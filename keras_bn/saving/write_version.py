@@ -73,7 +73,9 @@ def write_version(
         # A folded model may have other layers at its ends; requests keep the names of the model that was
         # given.
         written = (
-            signature if exported is model else replace(signature, call=predict_signature(exported).call)
+            signature
+            if exported is model
+            else replace(signature, call=predict_signature(exported, examples).call)
         )
         folded_operations = write_saved_model(exported, written, folder, decoder, options)
         (folder / EXTRA).mkdir()

@@ -65,7 +65,7 @@ class Inlined:
         self._wanted, self._trainable, self._loadable = wanted, trainable, loadable
         self._recreatable: dict[int, tuple[Any, bool]] = {}
         self._inner: dict[int, tuple[Any, list[Any]]] = {}
-        if is_graph(model):
+        if is_graph(model) or isinstance(model, keras.Sequential):
             check(model)
         clone = self._clone = Clone(model)
         self.paths = {id(clone.of(layer)): path for path, layer in layers_in(model)}

@@ -59,7 +59,7 @@ class Program:
 def program(model: keras.Model, example: Any) -> Program:
     """The program of a model; `example` is one batch of inputs, whose structure a subclassed model takes."""
     result = Program(model)
-    if is_graph(model) and graph_of(model) is not None:
+    if is_graph(model):
         graph = graph_of(model)
         bound = {}
         for tensor in graph.inputs:
@@ -118,7 +118,7 @@ def _add_time_distributed(result: Program, wrapper: Any, number: int, node: Any)
     result.steps.append(
         Step(_join, [number], [joined], lambda values: [_join(_cast_for(wrapper, values[0]))])
     )
-    if is_graph(layer) and graph_of(layer) is not None and len(graph_of(layer).inputs) == 1:
+    if is_graph(layer) and len(graph_of(layer).inputs) == 1:
         graph = graph_of(layer)
         inner = _add_graph(result, graph, {id(graph.inputs[0]): _converted(result, joined, graph.inputs[0])})
         given = inner[id(graph.outputs[0])]

@@ -157,7 +157,7 @@ def _steps(model: keras.Model) -> int:
 def is_graph(model: Any) -> bool:
     """Whether it is a Functional or Sequential model whose graph is what it computes."""
     if isinstance(model, keras.Sequential):
-        return type(model).call is keras.Sequential.call
+        return type(model).call is keras.Sequential.call and graph_of(model) is not None
     if not (isinstance(model, keras.Model) and isinstance(model, keras.Function)):
         return False
     return type(model).call is Functional.call
@@ -175,16 +175,21 @@ def graph_in(layer: Any) -> Any:
 def check(model: Any) -> None:
     """Raise a KerasBNError unless `model` can be rewritten."""
     check_keras_model(model)
+    if isinstance(model, keras.Sequential) and graph_of(model) is None:
+        # Keras gives up silently where it cannot tell the shapes between the layers.
+        hint = (
+            " If that has been done, a layer in it does not tell the shape of its output: give its class a "
+            "compute_output_shape method."
+        )
+        raise KerasBNError(
+            f"Model {model.name!r} is not built: start it with a keras.Input, or call "
+            f"model.build(input_shape) first.{hint if model.weights else ''}"
+        )
     if not is_graph(model):
         raise KerasBNError(
             f"Model {model.name!r} is subclassed ({type(model).__name__}): its graph cannot be seen. Rebuild "
             "it with the functional API, keras.Model(inputs, outputs), or operate on the Functional or "
             "Sequential models it holds and put the results in their place."
-        )
-    if graph_of(model) is None:
-        raise KerasBNError(
-            f"Model {model.name!r} is not built: start it with a keras.Input, or call "
-            "model.build(input_shape) first."
         )
     operations = graph_of(model).operations
     for name, count in Counter(operation.name for operation in operations).items():
