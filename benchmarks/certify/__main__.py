@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         faults += sum(len(outcome["faults"]) for outcome in found["functions"].values())
         ordered = {known: results[known] for known, _ in models() if known in results}
         RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
-        page.write(ordered)
+        page.write(ordered, [known for known, _ in models()])
         keras.backend.clear_session()
         gc.collect()
     return 1 if faults else 0

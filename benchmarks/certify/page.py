@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ COLUMNS = {
 _ABOUT_A_LAYER = "has another consumer|pads with zeros|is quantized|has LoRA"
 
 
-def write(results: dict[str, Any]) -> None:
-    """Write the page of these results."""
-    parts = [HEAD]
+def write(results: dict[str, Any], names: Iterable[str] = ()) -> None:
+    """Write the page of these results; `names` are those of all models, of which some may have none."""
+    missing = [name for name in names if name not in results]
+    parts = [HEAD + (f"\nNot run yet: {', '.join(missing)}.\n" if missing else "")]
     for group, title in TITLES.items():
         own = {
             name.split("/", 1)[1]: found for name, found in results.items() if name.split("/", 1)[0] == group

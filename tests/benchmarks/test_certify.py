@@ -40,7 +40,7 @@ def test_every_family_of_keras_hub_is_handled():
 def test_the_page_is_that_of_the_results(tmp_path, monkeypatch):
     written = page.PAGE.read_text()
     monkeypatch.setattr(page, "PAGE", tmp_path / "certificate.md")
-    page.write(HELD)
+    page.write(HELD, MODELS)
     assert page.PAGE.read_text() == written
 
 
