@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras.src.backend import get_keras_mask as _get_keras_mask
 from keras.src.backend import set_keras_mask as _set_keras_mask
+from keras.src.backend.common.stateless_scope import in_stateless_scope as _in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.ops.function import make_node_key
 
@@ -99,6 +100,14 @@ def graph_or_none(layer: Any) -> Any:
 def storage_of(variable: keras.Variable) -> Any:
     """The backend's variable that a Keras variable holds; `value` is public, but may be a cast of it."""
     return variable._value
+
+
+def in_stateless_scope() -> bool:
+    """Whether the values of variables are those of a `keras.StatelessScope`, and not their own.
+
+    The scope itself is public, but nothing public says whether one is open.
+    """
+    return bool(_in_stateless_scope())
 
 
 def storage_types() -> tuple[type, ...]:
@@ -245,6 +254,11 @@ def stored_as_batch_normalization(store: Any) -> dict[str, Any]:
     name = "batch_normalization" + (f"_{number}" if number.isdigit() else "")
     entry = f"{parent}/{name}/vars"
     return {key: value[()] for key, value in file[entry].items()} if entry in file else {}
+
+
+def has_losses_of_a_call(layer: keras.Layer) -> bool:
+    """Whether `add_loss` was called on a layer. `losses`, which is public, has those of regularizers too."""
+    return bool(layer._losses)
 
 
 def converts_inputs(layer: Any) -> bool:

@@ -64,6 +64,20 @@ def test_storage_is_what_holds_the_value():
     assert keras.ops.convert_to_numpy(_keras.storage_of(variable)).tolist() == [3.0, 4.0]
 
 
+def test_a_stateless_scope_is_known_inside():
+    assert not _keras.in_stateless_scope()
+    with keras.StatelessScope():
+        assert _keras.in_stateless_scope()
+
+
+def test_losses_of_calls_are_told_from_those_of_regularizers():
+    layer = keras.layers.Dense(1, kernel_regularizer="l2")
+    layer.build((None, 2))
+    assert not _keras.has_losses_of_a_call(layer)
+    layer.add_loss(keras.ops.ones(()))
+    assert _keras.has_losses_of_a_call(layer)
+
+
 def test_nodes_and_their_records():
     built = model()
     dense = built.get_layer("d")

@@ -22,18 +22,30 @@ def batch_norm(
     # Of a single value there is no unbiased variance, which is what the operation returns.
     if mask is not None or axis not in (1, rank - 1) or count < 2 or gamma.dtype == torch.float64:
         return general.batch_norm(x, gamma, beta, epsilon, axis, mask)
-    # Running averages that a batch updates in full are its moments.
-    mean, variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
-    # On a CPU the operation computes x * scale + offset, which loses a large mean beside a small deviation.
-    # 16 bits do not hold such values.
-    if x.is_cpu and x.dtype == torch.float32:
+    y, mean, variance = _with_moments(x, gamma, beta, axis, epsilon)
+    if _loses_digits(x, mean, variance, epsilon):
         shift = _typical(x.detach(), axis)
-        x = x - shift.reshape([-1 if a == axis else 1 for a in range(rank)])
-        y = _native(x, gamma, beta, mean, variance, axis, epsilon, training=True)
+        centred = x - shift.reshape([-1 if a == axis else 1 for a in range(rank)])
+        y, mean, variance = _with_moments(centred, gamma, beta, axis, epsilon)
         mean = mean + shift
-    else:
-        y = _native(x, gamma, beta, mean, variance, axis, epsilon, training=True)
     return y, Moments(float(count), mean, variance * ((count - 1) / count))
+
+
+def _with_moments(x: Any, gamma: Any, beta: Any, axis: int, epsilon: float) -> tuple[Any, Any, Any]:
+    """Outputs, mean and unbiased variance: running averages that a batch updates in full are its moments."""
+    mean, variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
+    return _native(x, gamma, beta, mean, variance, axis, epsilon, training=True), mean, variance
+
+
+def _loses_digits(x: Any, mean: Any, variance: Any, epsilon: float) -> bool:
+    """Whether a mean is more than eight deviations from zero, where that costs digits.
+
+    On a CPU the operation computes x * scale + offset and may sum in float32. 16 bits do not hold such
+    values, compilers write (x - mean) * scale themselves, and other devices would have to be waited for.
+    """
+    if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    return bool(torch.addcmul(variance, mean, mean, value=-1 / 64).lt(-epsilon).any())
 
 
 def _typical(x: Any, axis: int) -> Any:

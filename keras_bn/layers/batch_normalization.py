@@ -22,6 +22,7 @@ from keras_bn.layers.arguments import (
     checked_momentum,
     without_other_arguments,
 )
+from keras_bn.layers.preparation import needs_no_preparation
 from keras_bn.statistics import replicas, running
 from keras_bn.statistics.moments import Moments, aligned_mask, batch_moments
 
@@ -235,6 +236,14 @@ class BatchNormalization(keras.layers.Layer):
     def statistics_dtype(self) -> str:
         """The dtype of the four weights and of the arithmetic: float32, or float64 in a float64 layer."""
         return "float64" if "float64" in (self.variable_dtype, self.compute_dtype) else "float32"
+
+    if keras.backend.backend() == "torch":
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """As of every layer, without preparing the arguments where there is nothing to prepare."""
+            if type(self) is BatchNormalization and needs_no_preparation(self, args, kwargs):
+                return super(keras.layers.Layer, self).__call__(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Choose the path: training needs `training`, `trainable` and statistics that are not frozen."""

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bn._keras import in_stateless_scope, storage_of
 from keras_bn.statistics.moments import Moments
 
 
@@ -52,22 +53,30 @@ def update(
         assert batches_seen is not None
         weight = 1 / (ops.cast(batches_seen.value, moving_mean.dtype) + 1)
 
-    def moved(old: Any, new: Any) -> Any:
-        return old * (1 - weight) + new * weight
-
-    new_mean = moved(moving_mean.value, mean)
+    seen = count > 0
+    _move(moving_mean, mean, weight, seen)
     if averaged_deviation_epsilon is None:
-        new_variance = moved(moving_variance.value, variance)
+        _move(moving_variance, variance, weight, seen)
     else:
         old, new = (ops.sqrt(v + averaged_deviation_epsilon) for v in (moving_variance.value, variance))
-        new_variance = ops.maximum(ops.square(moved(old, new)) - averaged_deviation_epsilon, 0)
-    seen = count > 0
-    if seen is not True:
-        # Where nothing was seen, the averages stay as they are to the last bit.
-        new_mean = ops.where(seen, new_mean, moving_mean.value)
-        new_variance = ops.where(seen, new_variance, moving_variance.value)
-    moving_mean.assign(new_mean)
-    moving_variance.assign(new_variance)
+        average = ops.square(old * (1 - weight) + new * weight) - averaged_deviation_epsilon
+        _assign_where(seen, moving_variance, ops.maximum(average, 0))
     if batches_seen is not None:
         counted = seen if len(batches_seen.shape) else ops.any(seen)
         batches_seen.assign(batches_seen.value + ops.cast(counted, batches_seen.dtype))
+
+
+def _move(average: keras.Variable, moment: Any, weight: Any, seen: Any) -> None:
+    if seen is True and keras.backend.backend() == "torch" and not in_stateless_scope():
+        import torch
+
+        # The same in one operation and in place, which takes a quarter of the time in a small layer.
+        with torch.no_grad():
+            storage_of(average).lerp_(moment, weight)
+    else:
+        _assign_where(seen, average, average.value * (1 - weight) + moment * weight)
+
+
+def _assign_where(seen: Any, average: keras.Variable, value: Any) -> None:
+    """Where nothing was seen, the average stays as it is to the last bit."""
+    average.assign(value if seen is True else ops.where(seen, value, average.value))
