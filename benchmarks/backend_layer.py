@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,29 +14,39 @@ import keras_bn
 from benchmarks.timing import Factories, machine, ratio_row, rebuilt, table
 
 SHAPES = [(32, 56, 56, 64), (32, 14, 14, 512), (256, 1024), (32, 512)]
-DTYPES = ("float32", "float16", "bfloat16")
-OURS, KERAS, FUSED = "keras_bn", "keras", "fused kernel"
+OURS, KERAS, FUSED, EMPTY = "keras_bn", "keras", "fused kernel", "empty layer"
+AFTER, BEFORE, TORCH = "after", "before", "torch.nn.BatchNorm2d"
+TITLES = {True: "One training step, forward and backward", False: "Inference"}
+_COLUMNS = (
+    "`fused kernel` is the operation of the backend with its gradient and no layer around it. "
+    "`empty layer` is a Keras layer that returns its input."
+)
 
 Run = Callable[[], object]
 
 
-def main(device: str, seconds: float, networks: bool) -> None:
+def main(device: str, seconds: float, tables: Sequence[str], dtypes: Sequence[str]) -> None:
     backend = keras.backend.backend()
     with _placed_on(device):
         print(f"{machine()}; {backend} on {device}\n")
-        for training, title in ((True, "One training step, forward and backward"), (False, "Inference")):
-            for dtype in DTYPES:
-                print(f"### {title}, {dtype}\n")
-                rows = [
-                    (_name(shape, axis), _candidates(shape, axis, dtype, training))
-                    for shape in SHAPES
-                    for axis in ((-1, 1) if len(shape) == 4 else (-1,))
-                ]
-                _print(rows, [OURS, KERAS, FUSED], seconds)
-        if networks:
+        for training in (True, False):
+            if ("training" if training else "inference") in tables:
+                for dtype in dtypes:
+                    print(f"### {TITLES[training]}, {dtype}\n\n{_COLUMNS}\n")
+                    _print(_rows(dtype, training), [OURS, KERAS, FUSED, EMPTY], seconds)
+        if "networks" in tables:
             print("### A training step of a whole network before and after `keras_bn.convert`\n")
-            rows = [(name, _network(name)) for name in ("MobileNetV2", "ResNet50")]
-            _print(rows, ["after", "before"], 8 * seconds)
+            print("96x96, batch 16, SGD.\n")
+            columns = [AFTER, BEFORE] + ([TORCH] if backend == "torch" else [])
+            _print([(name, _network(name)) for name in ("MobileNetV2", "ResNet50")], columns, 8 * seconds)
+
+
+def _rows(dtype: str, training: bool) -> list[tuple[str, Factories]]:
+    return [
+        (_name(shape, axis), _candidates(shape, axis, dtype, training))
+        for shape in SHAPES
+        for axis in ((-1, 1) if len(shape) == 4 else (-1,))
+    ]
 
 
 def _print(rows: list[tuple[str, Factories]], columns: list[str], seconds: float) -> None:
@@ -57,16 +67,46 @@ def _arranged(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 def _candidates(shape: tuple[int, ...], axis: int, dtype: str, training: bool) -> Factories:
     arranged = _arranged(shape, axis)
     policy = dtype if dtype == "float32" else f"mixed_{dtype}"
-    kinds = {OURS: keras_bn.BatchNormalization, KERAS: keras.layers.BatchNormalization}
+    kinds: dict[str, Callable[..., keras.Layer]] = {
+        OURS: partial(keras_bn.BatchNormalization, axis=axis),
+        KERAS: partial(keras.layers.BatchNormalization, axis=axis),
+        EMPTY: _Empty,
+    }
     run = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
     found: dict[str, Callable[[], Run]] = {}
     for name, kind in kinds.items():
-        found[name] = partial(run, partial(kind, axis=axis, dtype=policy), arranged, dtype, training)
+        found[name] = partial(run, partial(kind, dtype=policy), arranged, dtype, training)
     if training and keras.backend.backend() == "torch":
         found[FUSED] = partial(_torch_fused, arranged, axis, dtype)
     if training and keras.backend.backend() == "tensorflow" and axis == -1:
         found[FUSED] = partial(_tensorflow_fused, arranged, dtype)
     return found
+
+
+class _Empty(keras.layers.Layer):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.supports_masking = True
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        return inputs
+
+
+class _TorchNormalization(keras.layers.Layer):
+    """PyTorch's own layer inside a model of Keras, on the same memory."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.original = original
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        import torch
+
+        momentum = 1 - self.original.momentum
+        self.normalization = torch.nn.BatchNorm2d(shape[-1], self.original.epsilon, momentum)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        return self.normalization(inputs.movedim(-1, 1), training=training).movedim(1, -1)
 
 
 def _values(shape: tuple[int, ...], dtype: str) -> list[Any]:
@@ -178,7 +218,16 @@ def _network(name: str) -> Factories:
         model.compile(keras.optimizers.SGD(1e-3), "categorical_crossentropy")
         return lambda: model.train_on_batch(x, labels)
 
-    return {"after": partial(step, after), "before": partial(step, before)}
+    networks = {AFTER: after, BEFORE: before}
+    if keras.backend.backend() == "torch":
+        networks[TORCH] = keras.models.clone_model(before, clone_function=_with_torch_normalization)
+    return {key: partial(step, network) for key, network in networks.items()}
+
+
+def _with_torch_normalization(layer: Any) -> Any:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return _TorchNormalization(layer)
+    return layer.__class__.from_config(layer.get_config())
 
 
 def _placed_on(device: str) -> contextlib.AbstractContextManager[Any]:
