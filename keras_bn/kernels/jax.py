@@ -80,12 +80,13 @@ def _moments(x: Any, axis: int, epsilon: float) -> Moments:
     the same pass, and would wait for the choice.
     """
     axes = reduction_axes(x.ndim, axis)
-    count = jnp.maximum(value_count(x, axes), 1)
-    mean = summed(x, axes) / count
-    variance = summed(jnp.square(x - mean), axes) / count
+    count = value_count(x, axes)
+    divisor = jnp.maximum(count, 1)
+    mean = summed(x, axes) / divisor
+    variance = summed(jnp.square(x - mean), axes) / divisor
 
     def corrected(mean: Any, variance: Any) -> tuple[Any, Any]:
-        rest = summed(x - mean, axes) / count
+        rest = summed(x - mean, axes) / divisor
         return mean + rest, jnp.maximum(variance - jnp.square(rest), 0)
 
     def corrected_if_needed(mean: Any, variance: Any) -> tuple[Any, Any]:
