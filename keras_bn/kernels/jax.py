@@ -22,6 +22,9 @@ from keras_bn.statistics.moments import (
 
 __all__ = ["affine", "batch_norm", "scale_and_offset"]
 
+# Below this number of values a pass over them takes no longer than to choose whether to take it.
+_SMALL_SIZE = 2**16
+
 
 def batch_norm(
     inputs: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any = None
@@ -76,8 +79,7 @@ def _moments(x: Any, axis: int, epsilon: float) -> Moments:
 
     The variance is taken about the mean as it was rounded, and the mean of what is left corrects both. That
     has an effect where the mean is large beside the deviation. A CPU takes another pass for it, which is left
-    out where no channel needs it, unless the choice takes as long as the pass. Other devices have the sum in
-    the same pass, and would wait for the choice.
+    out where no channel needs it. Other devices have the sum in the same pass, and would wait for the choice.
     """
     axes = reduction_axes(x.ndim, axis)
     count = value_count(x, axes)
@@ -94,7 +96,7 @@ def _moments(x: Any, axis: int, epsilon: float) -> Moments:
         return jax.lax.cond(needed, corrected, lambda *same: same, mean, variance)
 
     size = math.prod(x.shape)
-    if isinstance(size, int) and size < 2**16:
+    if isinstance(size, int) and size < _SMALL_SIZE:
         mean, variance = corrected(mean, variance)
     else:
         mean, variance = jax.lax.platform_dependent(

@@ -15,10 +15,18 @@ if keras.backend.backend() != "jax":
 import jax
 import jax.numpy as jnp
 
+from keras_bn import BatchNormalization, reference
 from keras_bn.kernels import general
 from keras_bn.kernels import jax as kernel
 
 SCRIPT = pathlib.Path(__file__).with_name("sharded.py")
+
+
+@pytest.fixture(name="chosen_pass", params=[False, True], autouse=True)
+def _chosen_pass(request, monkeypatch):
+    """Whether the third pass over the values is taken always, as for few of them, or where it is needed."""
+    if request.param:
+        monkeypatch.setattr(kernel, "_SMALL_SIZE", 0)
 
 
 def _arguments(shape, axis, mask_shape):
@@ -70,7 +78,46 @@ def test_vmap_is_one_call_for_each():
         np.testing.assert_allclose(moments.variance[index], one.variance, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.7, 1e4])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_large_mean_in_one_channel_costs_no_digits_of_any(mean, axis):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 8, 8)).astype("float32")
+    np.moveaxis(x, axis, -1)[..., 1] += mean
+    ones = np.ones(8, "float32")
+    y, moments = jax.jit(lambda x: kernel.batch_norm(x, ones, 0 * ones, 1e-3, axis))(x)
+    expected, oracle = reference.train_forward(x, ones, 0 * ones, 1e-3, axis)
+    # Half a unit in the last place of the mean, and a few of the values near one.
+    np.testing.assert_allclose(y, expected, atol=2e-6 + 6e-8 * mean)
+    np.testing.assert_allclose(moments.mean, oracle.mean, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-6)
+
+
+def test_a_step_that_gives_its_arguments_away_is_the_same_step():
+    layer = BatchNormalization(momentum=0.5)
+    layer.build((8, 6, 3))
+    x = np.random.default_rng(0).normal(size=(8, 6, 3)).astype("float32")
+
+    def step(weights, state, x):
+        def loss(weights, x):
+            y, new = layer.stateless_call(weights, state, x, training=True)
+            return jnp.sum(y**3), new
+
+        (_, new), (dweights, dx) = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, x)
+        return [w - g for w, g in zip(weights, dweights, strict=True)], new, dx
+
+    def arguments():
+        variables = layer.trainable_variables, layer.non_trainable_variables
+        return [*([jnp.array(v.value) for v in part] for part in variables), jnp.array(x)]
+
+    expected = jax.jit(step)(*arguments())
+    found = jax.jit(step, donate_argnums=(0, 1, 2))(*arguments())
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("chosen_pass", [False], indirect=True)
 def test_a_sharded_batch_is_one_batch(tmp_path):
     results = {}
     for devices in (1, 2, 4):

@@ -90,6 +90,25 @@ def test_outliers_and_large_means_spoil_no_moments():
         np.testing.assert_allclose(moments.variance, x.astype("float64").var(0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("mean", [0.0, 5.0, 20.0, 1000.0])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_large_mean_costs_no_digits(mean, axis):
+    torch.manual_seed(0)
+    x, dy = torch.randn(32, 6, 5, 6), torch.randn(32, 6, 5, 6)
+    x.movedim(axis, -1)[..., 1] += mean
+    gamma, beta = torch.randn(2, 6)
+    y, moments, gradients = _step(kernels, x, gamma, beta, dy, axis)
+    expected, oracle = reference.train_forward(x, gamma, beta, 1e-3, axis)
+    others = reference.train_gradients(dy, x, gamma, 1e-3, axis)
+    # Up to eight deviations, each of which costs a rounding, are normalized as they are.
+    np.testing.assert_allclose(y.detach(), expected, atol=8e-6)
+    np.testing.assert_allclose(moments.mean, oracle.mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(moments.variance, oracle.variance, rtol=2e-6)
+    for found, other in zip(gradients, others, strict=True):
+        # Sums of some 1000 products.
+        np.testing.assert_allclose(found, other, atol=2e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_compiled_layer_is_the_layer(axis):
