@@ -38,7 +38,12 @@ def main(device: str, seconds: float, tables: Sequence[str], dtypes: Sequence[st
             print("### A training step of a whole network before and after `keras_bn.convert`\n")
             print("96x96, batch 16, SGD.\n")
             columns = [AFTER, BEFORE] + ([TORCH] if backend == "torch" else [])
-            _print([(name, _network(name)) for name in ("MobileNetV2", "ResNet50")], columns, 8 * seconds)
+            _print(
+                [(name, _network(name)) for name in ("MobileNetV2", "ResNet50")],
+                columns,
+                8 * seconds,
+                builds=1,
+            )
 
 
 def _rows(dtype: str, training: bool) -> list[tuple[str, Factories]]:
@@ -49,9 +54,9 @@ def _rows(dtype: str, training: bool) -> list[tuple[str, Factories]]:
     ]
 
 
-def _print(rows: list[tuple[str, Factories]], columns: list[str], seconds: float) -> None:
+def _print(rows: list[tuple[str, Factories]], columns: list[str], seconds: float, builds: int = 2) -> None:
     header = ["", f"{columns[0]}, ms", *(f"{name} / {columns[0]}" for name in columns[1:])]
-    timed = [(name, rebuilt(factories, 2, seconds)) for name, factories in rows]
+    timed = [(name, rebuilt(factories, builds, seconds)) for name, factories in rows]
     print(table(header, [ratio_row(name, times, columns, columns[0]) for name, times in timed]))
     print(flush=True)
 
