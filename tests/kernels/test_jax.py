@@ -89,7 +89,8 @@ def test_a_large_mean_in_one_channel_costs_no_digits_of_any(mean, axis):
     expected, oracle = reference.train_forward(x, ones, 0 * ones, 1e-3, axis)
     # Half a unit in the last place of the mean, and a few of the values near one.
     np.testing.assert_allclose(y, expected, atol=2e-6 + 6e-8 * mean)
-    np.testing.assert_allclose(moments.mean, oracle.mean, rtol=1e-7, atol=1e-7)
+    # A sum of sums of a few values each is rounded a few times where it is not corrected.
+    np.testing.assert_allclose(moments.mean, oracle.mean, rtol=4e-7, atol=1e-7)
     np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-6)
 
 
