@@ -1,11 +1,8 @@
 """Two replicas with a part of a batch each are one replica with all of it: moments, outputs, gradients."""
 
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 from keras import ops
 
 from keras_bn import BatchNormalization, KerasBNError, reference
+from tests.processes import Program
 
 SCRIPT = pathlib.Path(__file__).with_name("replicas.py")
 # Examples on each replica, and whether some of their steps are masked.
@@ -32,23 +30,15 @@ def _data(sizes, masked):
     return data
 
 
-def _run(processes, script=SCRIPT):
+def _run(programs, script=SCRIPT):
     """Run (arguments, environment) of the script side by side until all are done."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments],
-            stderr=subprocess.PIPE,
-            env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
-        )
-        for arguments, environment in processes
-    ]
+    running = [Program(script, arguments, **environment) for arguments, environment in programs]
     try:
-        for process in running:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors.decode()
+        for program in running:
+            program.wait(240)
     finally:
-        for process in running:
-            process.kill()
+        for program in running:
+            program.kill()
 
 
 def _mirrored(paths):

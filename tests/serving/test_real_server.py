@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Program
 from tests.serving.golden import replay
 
 GOLDEN = Path(replay.__file__).parent
@@ -46,7 +47,7 @@ def test_one_on_path_is_started_and_asked(tmp_path: Path) -> None:
 def test_one_that_runs_elsewhere_is_asked_the_vectors(tmp_path: Path) -> None:
     """All of the setup `main`, and as no real one is behind it, just those fail that are listed."""
     models = tmp_path / "models"
-    subprocess.run([sys.executable, GOLDEN / "make_models.py", models], check=True, capture_output=True)
+    Program(GOLDEN / "make_models.py", [models]).wait(120)
     stage = replay.Stage(MAIN, models, tmp_path / "main")
     with stage.server as server:
         assert server.wait_for_ports(60), server.stderr.read_text()

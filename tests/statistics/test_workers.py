@@ -1,9 +1,6 @@
 """Data spread over two worker processes: the moments of the whole on both."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,9 +9,10 @@ import tensorflow as tf
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.statistics.workers import across_workers
 from tests.ports import free_ports
+from tests.processes import Program
 
 SCRIPT = """
-import os, sys
+import sys
 import tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 import keras, numpy as np, keras_bn
@@ -34,25 +32,25 @@ np.savez(sys.argv[2], *[np.array(w) for w in result.get_weights()])
 """
 
 
-def started(rank, cluster, path):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+def started(script, rank, cluster, path):
+    environment = {"CUDA_VISIBLE_DEVICES": "-1"}
     if cluster:
         task = {"cluster": {"worker": cluster}, "task": {"type": "worker", "index": rank}}
         environment["TF_CONFIG"] = json.dumps(task)
-    command = [sys.executable, "-c", SCRIPT, str(rank), str(path)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return Program(script, [rank, path], **environment)
 
 
 @pytest.mark.slow
 def test_two_workers_find_what_one_finds_with_all_data(tmp_path):
     cluster = [f"localhost:{port}" for port in free_ports(2)]
     paths = [tmp_path / f"{rank}.npz" for rank in (0, 1, -1)]
-    processes = [started(rank, cluster, path) for rank, path in zip((0, 1), paths, strict=False)]
-    processes.append(started(-1, None, paths[2]))
+    script = tmp_path / "worker.py"
+    script.write_text(SCRIPT)
+    processes = [started(script, rank, cluster, path) for rank, path in zip((0, 1), paths, strict=False)]
+    processes.append(started(script, -1, None, paths[2]))
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=180)
-            assert process.returncode == 0, errors[-2000:]
+            process.wait(180)
     finally:
         for process in processes:
             process.kill()

@@ -10,20 +10,13 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery.normalizations import is_batch_normalization
-from tests.surgery import families, people
+from tests.surgery import applications, families, people
 
 pytestmark = pytest.mark.usefixtures("float64")
 L = keras.layers
 # Models in float64, so that a wrong term shows and rounding does not: 1e-12 of the scale is some 5000 ulps.
 F64 = {"dtype": "float64"}
 RANGES = {"gamma": (-2, 2), "beta": (-1, 1), "moving_mean": (-1, 1), "moving_variance": (0.2, 3)}
-# Scales whose squares average to one, so that the signal neither dies nor explodes in a deep network.
-DEEP_RANGES = {
-    "gamma": (0.7, 1.25),
-    "beta": (-0.3, 0.3),
-    "moving_mean": (-0.3, 0.3),
-    "moving_variance": (0.5, 1.5),
-}
 
 
 def scramble(model, seed=0):
@@ -548,11 +541,11 @@ def test_what_has_no_configuration_beside_a_normalization_does_not_keep_the_resu
     x = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype("float32")
     result = keras_bn.fold(model)
     assert [row.action for row in result.report.rows] == ["folded"]
-    folded = result.model.predict(x, verbose=0)
-    np.testing.assert_allclose(folded, model.predict(x, verbose=0), rtol=1e-5, atol=1e-5)
+    folded = result.model.predict_on_batch(x)
+    np.testing.assert_allclose(folded, model.predict_on_batch(x), rtol=1e-5, atol=1e-5)
     result.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), folded)
+    np.testing.assert_array_equal(loaded.predict_on_batch(x), folded)
 
 
 def test_a_layer_of_the_donor_s_own_graph_stays_even_where_it_cannot_be_loaded():
@@ -959,42 +952,22 @@ class TestErrors:
             keras_bn.fold(keras.Sequential([L.Dense(4), L.BatchNormalization()]))
 
 
-# One small member of every family of keras.applications with BN, and how many of its BN layers stand where
-# nothing can take them up: behind an addition, a maximum or a tensor others use, and before an activation.
-FAMILIES = {
-    "DenseNet121": 62,
-    "EfficientNetB0": 0,
-    "EfficientNetV2B0": 0,
-    "InceptionResNetV2": 0,
-    "InceptionV3": 0,
-    "MobileNet": 0,
-    "MobileNetV2": 0,
-    "MobileNetV3Small": 0,
-    "NASNetMobile": 0,
-    "ResNet50": 0,
-    "ResNet50V2": 17,
-    "Xception": 0,
-}
+# How many BN layers of each family stand where nothing can take them up: behind an addition, a maximum or a
+# tensor others use, and before an activation.
+NOT_FOLDED_OF_APPLICATIONS = {"DenseNet121": 62, "ResNet50V2": 17}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@applications.same_process
+@pytest.mark.parametrize("name", applications.FAMILIES)
 def test_keras_applications(name):
-    size = 80 if name in ("InceptionV3", "InceptionResNetV2", "Xception") else 32
-    build = getattr(keras.applications, name)
-    model = build(weights=None, include_top=False, input_shape=(size, size, 3), pooling="avg")
-    random = np.random.default_rng(0)
-    for layer in model._flatten_layers():
-        if is_batch_normalization(layer):
-            for weight in layer.weights:
-                sign = random.choice([-1, 1], weight.shape) if weight.name == "gamma" else 1
-                weight.assign(random.uniform(*DEEP_RANGES[weight.name], weight.shape) * sign)
+    model = applications.network(name)
     result = keras_bn.fold(model)
     actions = [row.action for row in result.report.rows if row.action != "absorbed"]
-    assert actions.count("multiply-add") == FAMILIES[name]
-    assert actions.count("folded") == len(actions) - FAMILIES[name] > 0
-    x = random.uniform(0, 255 if "Efficient" in name or "V3Small" in name else 1, (2, size, size, 3)).astype(
-        "f4"
-    )
+    left = NOT_FOLDED_OF_APPLICATIONS.get(name, 0)
+    assert actions.count("multiply-add") == left
+    assert actions.count("folded") == len(actions) - left > 0
+    brightest = 255 if "Efficient" in name or "V3Small" in name else 1
+    x = np.random.default_rng(0).uniform(0, brightest, (2, *model.input_shape[1:])).astype("float32")
     old, new = (m(x, training=False) for m in (model, result.model))
     np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())

@@ -13,7 +13,7 @@ def retrofit(model, data, **options):
 
 
 def predict(model, inputs):
-    return [np.asarray(leaf) for leaf in keras.tree.flatten(model.predict(inputs, verbose=0))]
+    return [np.asarray(leaf) for leaf in keras.tree.flatten(model.predict_on_batch(inputs))]
 
 
 def inserted(model):
@@ -78,7 +78,7 @@ def test_names_and_order():
 def test_statistics_are_those_of_the_whole_data_set(images):
     model = net()
     result = retrofit(model, images, batch_size=16)
-    outputs = keras.Model(model.inputs, model.get_layer("conv1").output).predict(images, verbose=0)
+    outputs = keras.Model(model.inputs, model.get_layer("conv1").output).predict_on_batch(images)
     linear = model.get_layer("conv1").kernel.value
     values = ops.convert_to_numpy(ops.conv(images, linear, padding="same")).astype("float64").reshape(-1, 4)
     layer = result.model.get_layer("conv1_bn")
@@ -389,7 +389,7 @@ def test_the_state_of_a_stateful_layer_stays():
     x = layers.GRU(3, stateful=True, name="gru")(layers.Dense(4, activation="relu")(inputs))
     model = keras.Model(inputs, layers.Dense(2)(x))
     data = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
-    model.predict(data[:4], verbose=0)
+    model.predict_on_batch(data[:4])
     before = np.asarray(model.get_layer("gru").states[0])
     result = retrofit(model, data, batch_size=4)
     assert result.report.difference == 0
@@ -605,7 +605,7 @@ def test_full_size_vgg16():
     assert [row.difference for row in result.report.rows] == [0.0] * 15 + [None]
     # What the layer in front of each gives is what it returns, in the graph that predict runs.
     taps = [output for layer in inserted(result.model) for output in (layer.input, layer.output)]
-    values = keras.Model(result.model.inputs, taps).predict(data[:1], verbose=0)
+    values = keras.Model(result.model.inputs, taps).predict_on_batch(data[:1])
     for before, after in zip(values[::2], values[1::2], strict=True):
         assert np.ptp(before) > 0
         np.testing.assert_array_equal(after, before)
@@ -623,7 +623,7 @@ def test_families_of_keras_applications_without_normalization_by_batch(family):
     data = photographs(32, 8)
     result = retrofit(model, data)
     assert {row.difference for row in rows(result).values()} == {0.0}
-    old, new = (each.predict(data, verbose=0) for each in (model, result.model))
+    old, new = (each.predict_on_batch(data) for each in (model, result.model))
     np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())
 
 
@@ -636,4 +636,4 @@ def test_the_vgg_backbone_of_keras_hub():
     result = retrofit(model, data)
     assert len(inserted(result.model)) == 3
     assert any("VGGBackbone" in note for note in result.report.notes)
-    np.testing.assert_array_equal(result.model.predict(data, verbose=0), model.predict(data, verbose=0))
+    np.testing.assert_array_equal(result.model.predict_on_batch(data), model.predict_on_batch(data))

@@ -1,14 +1,10 @@
-"""A model server as a process of its own: ours, forked from one that has TensorFlow loaded, or a real one.
-
-Importing TensorFlow takes seconds, and the vectors want some eighty servers: Python's own fork server pays
-once.
-"""
+"""A model server as a process of its own: ours, forked from one that has TensorFlow loaded, or a real one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
+import multiprocessing.process
 import os
 import shutil
 import signal
@@ -19,11 +15,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests import processes
+
 REAL_BINARY = shutil.which("tensorflow_model_server")
 # host:grpc_port:rest_port of one that runs already, on the models and the configuration of the setup `main`.
 REAL_HOST = os.environ.get("TFSERVING_HOST", "")
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["keras_bn_serving.local_server.server"])
 
 
 def _serve(arguments: list[str], stdout: str, stderr: str) -> None:
@@ -76,7 +72,7 @@ class Server:
                 self._process = subprocess.Popen(whole, stdout=out, stderr=err, env=environment)
         else:
             child = (arguments, str(self.stdout), str(self.stderr))
-            self._process = _context.Process(target=_serve, args=child)
+            self._process = processes.context.Process(target=_serve, args=child)
             self._process.start()
 
     @property

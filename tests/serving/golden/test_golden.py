@@ -11,7 +11,6 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from keras_bn_serving import local_server
+from tests.processes import Program
 from tests.serving.golden import replay
 from tests.serving.golden.process import REAL_BINARY, REAL_HOST, accepts
 
@@ -40,14 +40,20 @@ if REAL_HOST:
     _SERVERS.append(pytest.param("host", marks=pytest.mark.tfserving))
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models that the vectors speak about."""
+    folder = tmp_path_factory.mktemp("golden") / "models"
+    Program(_HERE / "make_models.py", [folder]).wait(120)
+    return folder
+
+
 @pytest.fixture(scope="module", params=_SERVERS)
 def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[str]]:
     """The differences of every vector, by id."""
     kind, folder = request.param, tmp_path_factory.mktemp("golden")
-    models = folder / "models"
-    subprocess.run([sys.executable, _HERE / "make_models.py", models], check=True, capture_output=True)
 
     def one(vector: dict[str, Any]) -> dict[str, list[str]]:
         place = folder / vector.get("name", vector.get("id", ""))
