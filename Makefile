@@ -26,9 +26,13 @@ demo: export TF_CPP_MIN_LOG_LEVEL = 3
 demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digits
 	$(BIN)/keras-bn demo
 
+# A process more than there are cores, for tests of servers mostly wait. What shares a process, and what is
+# first, says tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: test
 test: check  ## lint, type-check and run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 BACKEND_TESTS := tests/layers tests/kernels tests/statistics/test_moments.py tests/statistics/test_running.py \
 	tests/statistics/test_population.py tests/surgery/test_observe.py tests/surgery/test_selection.py \
@@ -39,7 +43,7 @@ BACKEND_TESTS := tests/layers tests/kernels tests/statistics/test_moments.py tes
 test-backends: $(STAMP)  ## layers, statistics, surgery on JAX and PyTorch; `make test` runs them on TensorFlow
 	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,backends]"
 	for backend in jax torch; do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(BACKEND_TESTS) || exit 1; \
+		KERAS_BACKEND=$$backend $(PYTEST) -m "not slow" $(BACKEND_TESTS) || exit 1; \
 	done
 
 .PHONY: check
