@@ -11,6 +11,7 @@ import keras
 import pytest
 
 import keras_bn
+from keras_bn.saving.saved_model import LARGEST_CONSTANTS
 from keras_bn_serving.local_server import launch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -27,13 +28,29 @@ def session(tmp_path_factory):
     os.chdir(before)
 
 
+def small_vgg16(weights):
+    """VGG16 with an eighth of its filters, and dense layers that an export still keeps as variables."""
+    L = keras.layers
+    x = inputs = keras.Input((224, 224, 3))
+    for block, (convolutions, filters) in enumerate([(2, 8), (2, 16), (3, 32), (3, 64), (3, 64)], 1):
+        for index in range(1, convolutions + 1):
+            name = f"block{block}_conv{index}"
+            x = L.Conv2D(filters, 3, padding="same", activation="relu", name=name)(x)
+        x = L.MaxPooling2D(name=f"block{block}_pool")(x)
+    x = L.Flatten(name="flatten")(x)
+    for name, units in (("fc1", 8192), ("fc2", 1024)):
+        x = L.Dense(units, activation="relu", name=name)(x)
+    model = keras.Model(inputs, L.Dense(1000, activation="softmax", name="predictions")(x), name="vgg16")
+    assert 4 * model.count_params() > LARGEST_CONSTANTS
+    return model
+
+
 @pytest.fixture(scope="module", autouse=True)
 def seeded_imagenet():
-    """VGG16 as the README loads it, with seeded weights where ImageNet's can't be downloaded."""
-    real = keras.applications.VGG16
+    """Seeded weights where ImageNet's can't be downloaded, of a network that is exported in seconds."""
     keras.utils.set_random_seed(0)
     patch = pytest.MonkeyPatch()
-    patch.setattr(keras.applications, "VGG16", lambda weights: real(weights=None))
+    patch.setattr(keras.applications, "VGG16", small_vgg16)
     yield
     patch.undo()
 
