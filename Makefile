@@ -28,7 +28,7 @@ demo: $(STAMP)  ## train, retrofit, export, serve and query on handwritten digit
 
 # A process more than there are cores, for tests of servers mostly wait. What shares a process, and what is
 # first, says tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: check  ## lint, type-check and run every test

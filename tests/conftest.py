@@ -5,27 +5,41 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import keras  # not above: the process that hands out the tests needs none of it
+
     keras.utils.set_random_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Under pytest-xdist, run a file's tests in one process, and start the files with slow tests first."""
-    if not os.environ.get("PYTEST_XDIST_WORKER"):
+def process_group(nodeid):
+    """Tests of a group run in one process: those of a file, or of networks that are built once for all."""
+    return "keras.applications" if "keras_applications" in nodeid else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return process_group(nodeid)
+
+    return ByGroup(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Under pytest-xdist, start the groups with slow tests first, so that none is left for the end."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     groups = {}
     for item in items:
-        # The tests that are marked to share something expensive are a group of their own.
-        marked = item.get_closest_marker("xdist_group")
-        if not marked:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix()))
-        groups.setdefault(item.get_closest_marker("xdist_group").args[0], []).append(item)
+        groups.setdefault(process_group(item.nodeid), []).append(item)
 
     def order(group):
         return not any(item.get_closest_marker("slow") for item in group), -len(group)

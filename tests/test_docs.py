@@ -161,6 +161,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_needs_no_network(site):
     for page in site.rglob("*.html"):
         loaded = re.findall(

@@ -71,6 +71,7 @@ def test_swap_the_layer(session):
     assert all(type(layer) is keras_bn.BatchNormalization for layer in normalizations)
 
 
+@pytest.mark.slow
 def test_retrofit_and_export_and_serve_and_query(session):
     exec(python_snippet(1), session)
     exec(python_snippet(2), session)

@@ -265,6 +265,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_layers_and_functions_on_models_work_without_tensorflow(wheels, tmp_path, backend):
     pytest.importorskip(backend)

@@ -253,6 +253,7 @@ def test_steps_to_an_accuracy():
     assert tables.steps([None]) == "never"
 
 
+@pytest.mark.slow
 def test_fast_retrofit_changes_no_output_where_the_others_do(cli, tmp_path):
     result = cli("vgg_retrofit", "--fast")
     assert result.exit_code == 0, result.output

@@ -35,6 +35,7 @@ except keras_bn.KerasBNError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_trained_elsewhere_saved_exported_and_served(tmp_path, backend):
     pytest.importorskip(backend)

@@ -86,6 +86,7 @@ def reader(tmp_path_factory):
         os.chdir(before)
 
 
+@pytest.mark.slow
 def test_every_snippet_runs_and_the_answers_agree(reader):
     images, answers = reader.names["images"], np.concatenate(reader.names["answers"])
     assert answers.shape == (32, 10)

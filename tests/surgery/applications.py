@@ -4,7 +4,6 @@ import functools
 
 import keras
 import numpy as np
-import pytest
 
 from keras_bn.surgery.normalizations import is_batch_normalization
 
@@ -19,8 +18,6 @@ RANGES = {
     "moving_mean": (-0.3, 0.3),
     "moving_variance": (0.5, 1.5),
 }
-# Tests of the networks run in one process, which builds each of them once.
-same_process = pytest.mark.xdist_group("keras.applications")
 
 
 @functools.cache

@@ -330,7 +330,6 @@ def test_bad_input_is_one_clear_error(make, message):
 
 
 @pytest.mark.slow
-@applications.same_process
 @pytest.mark.parametrize("family", applications.FAMILIES)
 def test_every_family_of_keras_applications(family):
     model = applications.network(family)

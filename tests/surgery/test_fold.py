@@ -958,7 +958,6 @@ NOT_FOLDED_OF_APPLICATIONS = {"DenseNet121": 62, "ResNet50V2": 17}
 
 
 @pytest.mark.slow
-@applications.same_process
 @pytest.mark.parametrize("name", applications.FAMILIES)
 def test_keras_applications(name):
     model = applications.network(name)

@@ -389,9 +389,8 @@ def test_errors_say_what_to_do():
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="half a minute of compiling one operation after another")
-@applications.same_process
 @pytest.mark.parametrize("family", ["ResNet50", "MobileNetV2"])
-def test_networks_that_people_have(family):
+def test_networks_of_keras_applications(family):
     donor = applications.network(family)
     result = keras_bn.freeze(donor)
     assert {row.action for row in result.report.rows} == {"joined"}
