@@ -16,8 +16,9 @@ from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.record import EXTRA
 from keras_bn.statistics.examples import ExampleStatistics
+from keras_bn.surgery._segment import Sight
 from keras_bn.surgery.normalizations import batch_normalizations, is_batch_normalization
-from keras_bn.surgery.observe import Observer, Sight
+from keras_bn.surgery.observe import Observer
 
 FILE = "keras_bn_reference.npz"
 

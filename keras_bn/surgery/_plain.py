@@ -10,8 +10,8 @@ import keras
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery._inlining import Inlined
 from keras_bn.surgery._program import program
+from keras_bn.surgery._segment import layers_in
 from keras_bn.surgery.normalizations import is_batch_normalization
-from keras_bn.surgery.observe import layers_in
 
 
 def plain_graph(

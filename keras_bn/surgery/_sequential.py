@@ -16,9 +16,10 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._activations import Activations
 from keras_bn.surgery._program import Program, Step
+from keras_bn.surgery._segment import Segment, Sight, Value, inputs_of
 from keras_bn.surgery._state import state_kept
 from keras_bn.surgery._together import Together
-from keras_bn.surgery.observe import Segment, Sight, Value, inputs_of, pool
+from keras_bn.surgery.observe import pool
 
 Order: TypeAlias = "dict[Step, list[keras.Layer]]"
 Found: TypeAlias = "dict[keras.Layer, PopulationMoments]"

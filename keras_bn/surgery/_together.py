@@ -12,7 +12,8 @@ from keras_bn.statistics.moments import Moments
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._compiled import as_tensor
 from keras_bn.surgery._program import Step
-from keras_bn.surgery.observe import Observer, Segment, Sight, Value, pool
+from keras_bn.surgery._segment import Segment, Sight, Value
+from keras_bn.surgery.observe import Observer, pool
 
 Found: TypeAlias = "dict[keras.Layer, PopulationMoments]"
 
