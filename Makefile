@@ -34,10 +34,26 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 test: check  ## lint, type-check and run every test
 	$(PYTEST)
 
-BACKEND_TESTS := tests/layers tests/kernels tests/statistics/test_moments.py tests/statistics/test_running.py \
-	tests/statistics/test_population.py tests/surgery/test_observe.py tests/surgery/test_selection.py \
-	tests/surgery/test_activations.py tests/surgery/test_copying.py tests/surgery/test_laws.py \
-	tests/inspection/test_callback.py
+BACKEND_TESTS := \
+	tests/inspection/test_callback.py \
+	tests/kernels \
+	tests/layers \
+	tests/statistics/test_drift.py \
+	tests/statistics/test_exact.py \
+	tests/statistics/test_moments.py \
+	tests/statistics/test_population.py \
+	tests/statistics/test_running.py \
+	tests/statistics/test_two_samples.py \
+	tests/surgery/test_activations.py \
+	tests/surgery/test_averaged_weights.py \
+	tests/surgery/test_copying.py \
+	tests/surgery/test_freeze.py \
+	tests/surgery/test_laws.py \
+	tests/surgery/test_observe.py \
+	tests/surgery/test_population_statistics.py \
+	tests/surgery/test_selection.py \
+	tests/surgery/test_shards.py \
+	tests/surgery/test_targets.py
 
 .PHONY: test-backends
 test-backends: $(STAMP)  ## layers, statistics, surgery on JAX and PyTorch; `make test` runs them on TensorFlow

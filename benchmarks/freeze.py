@@ -1,57 +1,63 @@
 """The cost of fine-tuning with frozen statistics: `keras_bn.freeze` and its alternatives.
 
-`python -m benchmarks.freeze [--backend tensorflow|jax|torch] [--fast]` prints, for ResNet50 and MobileNetV2,
-the time of a training step and the memory it takes on top of the model:
+`python -m benchmarks.freeze [--backend tensorflow|jax|torch] [--network NAME] [--fast]` prints, for ResNet50
+and MobileNetV2, the time of a training step and the memory it takes on top of the model:
 
 - `frozen BN`: `keras_bn.BatchNormalization(frozen_statistics=True)`
 - `Keras's`: `keras.layers.BatchNormalization` called with training=False
 - `freeze`: `keras_bn.freeze`
 - `no BN`: folded into the weights and gone, the floor
 
-Times are medians of steps that take turns in one process. Memory is measured in a process of its own for
-each: the peak of its resident memory (VmHWM of /proc/self/status) during two steps, less what was resident
-before the first. That includes the gradients, and what the compiler and the allocator keep.
+Each is trained in a process of its own, and the processes take turns, a step at a time and in random order.
+Times are medians. Memory is the peak of the resident memory (VmHWM of /proc/self/status) during two steps,
+less what was resident before the first step. A step before these two compiles, and what it freed is given
+back, so what the compiler takes for a moment is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
+import random
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 NETWORKS = {"ResNet50": 16, "MobileNetV2": 16}
 NAMES = ("frozen BN", "Keras's", "freeze", "no BN")
-SIDE = 192
+SIDE, ROUNDS = 192, 11
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.freeze")
     parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="all if it is not given")
     parser.add_argument("--fast", action="store_true", help="two rounds at 96 pixels")
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--steps-of", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     os.environ["KERAS_BACKEND"] = options.backend  # read when Keras is imported, in what follows
-    if options.memory_of:
-        network, name, side = options.memory_of
-        print(step_memory(network, name, int(side)))
+    if options.steps_of:
+        network, name, side = options.steps_of
+        take_turns(network, name, int(side))
         return
     from benchmarks.timing import machine, table
 
-    side, rounds = (96, 2) if options.fast else (SIDE, 7)
+    side, rounds = (96, 2) if options.fast else (SIDE, ROUNDS)
     print(machine())
     print(f"\nOne training step on {options.backend}, images of {side}x{side}, ratios to frozen BN.\n")
     rows = []
-    for network, batch in NETWORKS.items():
-        seconds = step_times(network, side, rounds)
-        memory = {name: _memory_apart(options.backend, network, name, side) for name in NAMES}
+    for network in options.network or NETWORKS:
+        seconds, memory = measured(options.backend, network, side, rounds)
         for name in NAMES:
             rows.append(
                 [
-                    f"{network}, batch of {batch}",
+                    f"{network}, batch of {NETWORKS[network]}",
                     name,
                     f"{seconds[name]:.2f}",
                     f"{seconds[name] / seconds['frozen BN']:.2f}",
@@ -62,25 +68,59 @@ def main(arguments: list[str]) -> None:
     print(table(["network", "", "seconds", "ratio", "MB", "ratio"], rows))
 
 
-def step_times(network: str, side: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a training step of each variant."""
-    from benchmarks.timing import interleaved, pin_threads
+def measured(backend: str, network: str, side: int, rounds: int) -> tuple[dict[str, float], dict[str, int]]:
+    """Median seconds and kilobytes of a training step of each variant."""
+    command = [sys.executable, "-m", "benchmarks.freeze", "--backend", backend, "--steps-of", network]
+    processes = {
+        name: subprocess.Popen(
+            [*command, name, str(side)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in NAMES
+    }
+    try:
+        memory = {name: int(_line(process)) for name, process in processes.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+        shuffled = random.Random(0)
+        for _ in range(rounds):
+            for name in shuffled.sample(NAMES, len(NAMES)):
+                processes[name].stdin.write("step\n")  # type: ignore[union-attr]
+                processes[name].stdin.flush()  # type: ignore[union-attr]
+                seconds[name].append(float(_line(processes[name])))
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return {name: statistics.median(values) for name, values in seconds.items()}, memory
 
-    pin_threads()
-    return interleaved({name: training_step(network, name, side) for name in NAMES}, rounds, warmup=2)
+
+def _line(process: subprocess.Popen[str]) -> str:
+    """The next line of a process that is meant for this one."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("result "):
+            return line.split()[1]
+    raise RuntimeError(f"A process ended with {process.wait()}.")
 
 
-def step_memory(network: str, name: str, side: int) -> int:
-    """Kilobytes that two training steps take on top of the model, in a fresh process."""
+def take_turns(network: str, name: str, side: int) -> None:
+    """Print the kilobytes of a training step, then the seconds of one for each line of the input."""
     from benchmarks.timing import pin_threads
 
     pin_threads()
     step = training_step(network, name, side)
     before = _resident("VmRSS")
+    step()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
     step()
     step()
-    return _resident("VmHWM") - before
+    print("result", _resident("VmHWM") - before, flush=True)
+    gc.disable()
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print("result", time.perf_counter() - start, flush=True)
 
 
 def training_step(network: str, name: str, side: int) -> Callable[[], object]:
@@ -123,12 +163,6 @@ def variant(network: str, name: str, side: int) -> Any:
         if isinstance(layer, keras_bn.BatchNormalization):
             layer.frozen_statistics = True
     return converted
-
-
-def _memory_apart(backend: str, network: str, name: str, side: int) -> int:
-    command = [sys.executable, "-m", "benchmarks.freeze", "--backend", backend]
-    command += ["--memory-of", network, name, str(side)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def _resident(entry: str) -> int:

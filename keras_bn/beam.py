@@ -60,11 +60,12 @@ class EstimateStatistics(apache_beam.CombineFn):
         return None
 
     def add_input(self, total: PopulationStatistics | None, batch: Any) -> PopulationStatistics:
-        """Add the statistics of one batch."""
+        """Add the statistics of one batch, in place, which Beam allows."""
         if self._observer is None:
             self._observer = ShardObserver(self._model, batch, self._layers, self._estimator, self._earlier)
-        found = self._observer.observe([batch])
-        return self._combined([total, self._observer.value(found, 0, 1)])
+        here = self._observer.levels[self._observer.level]
+        so_far = None if total is None else {path: total.moments[path] for path in here}
+        return self._observer.value(self._observer.observe([batch], so_far), 0, 1)
 
     def merge_accumulators(
         self, totals: Iterable[PopulationStatistics | None]

@@ -58,8 +58,6 @@ def drift(
     if model_file is None:
         report = keras_bn.drift(path, sample, alpha=alpha)
     else:
-        if isinstance(sample, str):
-            raise click.UsageError("With --model, DATA must be a .npy or .npz file.")
         report = keras_bn.drift(
             path, sample, model=load_model(model_file), alpha=alpha, batch_size=batch_size
         )

@@ -145,7 +145,6 @@ def merge(files: tuple[Path, ...], output: Path) -> None:
     if merged.missing_shards:
         click.echo(f"Shards still missing: {', '.join(map(str, merged.missing_shards))}.", err=True)
     elif merged.remaining_levels:
-        click.echo(
-            f"Estimate the next of {merged.remaining_levels} levels with --statistics {output}.", err=True
-        )
+        level, levels = merged.level + 2, len(merged.levels)
+        click.echo(f"Estimate level {level} of {levels} with --statistics {output}.", err=True)
     click.echo(f"Wrote {output}.", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -11,6 +12,8 @@ from keras_bn._keras import variables_read_as
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.linear import KINDS, channel_axis, vector_shape
+
+BATCH = 32  # examples in a batch of unknown size
 
 
 @keras.saving.register_keras_serializable(package="keras_bn")
@@ -27,6 +30,10 @@ class JoinedBatchNormalization(keras.layers.Layer):
     remain the trained weights. So the outputs and the gradients are those of the two layers, up to rounding,
     but z is neither computed nor stored for the gradients ("tune mode", 2305.11624). The moving mean
     and variance never change.
+
+    Note: If W has more values than the outputs, as in the last convolutions of a network and in wide dense
+    layers, scaling W would cost more than it saves. Then the two layers are computed one after the other. A
+    batch whose size is not known when the model is traced counts as 32 examples.
 
     Under a 16-bit policy, W * scale is computed in float32 and rounded once, which is more accurate than
     rounding z.
@@ -94,6 +101,9 @@ class JoinedBatchNormalization(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Fold the normalization into the weights and apply them. `training` makes no difference."""
+        if not self._pays(inputs):
+            outputs = self.normalization(self.layer(inputs), training=False)
+            return ops.cast(outputs, self.normalization.compute_dtype)
         with variables_read_as(self.layer.variable_dtype):
             weights, offset = self._folded()
         # All of the weights, not only those that change: the scope hides what an outer one says of them.
@@ -103,17 +113,28 @@ class JoinedBatchNormalization(keras.layers.Layer):
             outputs = self._plus(outputs, offset)
         return ops.cast(outputs, self.normalization.compute_dtype)
 
+    def _pays(self, inputs: Any) -> bool:
+        """Whether scaling the kernel is less work than scaling the outputs, which are also stored."""
+        batch, *example = self.compute_output_shape(tuple(inputs.shape))
+        known = [length for length in example if length is not None]
+        if len(known) < len(example):
+            return True
+        return math.prod(self.layer.weights[self._kernel].shape) <= (batch or BATCH) * math.prod(known)
+
+    @property
+    def _kernel(self) -> int:
+        """The position of the kernel over the output channels among the layer's weights."""
+        return len(self.layer.weights) - 1 - bool(self.layer.use_bias)
+
     def _folded(self) -> tuple[list[tuple[keras.Variable, Any]], Any]:
         """The weights of the layer with their values, scaled and shifted, and the offset."""
         scale, offset = population_affine(self.normalization)
         weights = self.layer.weights
         values = [ops.convert_to_tensor(weight) for weight in weights]
-        kernel = len(weights) - 1
         if self.layer.use_bias:
-            kernel -= 1
             values[-1] = ops.cast(values[-1], scale.dtype) * scale + offset
         scale = ops.reshape(scale, vector_shape(self.layer))
-        values[kernel] = ops.cast(values[kernel], scale.dtype) * scale
+        values[self._kernel] = ops.cast(values[self._kernel], scale.dtype) * scale
         return [(w, ops.cast(v, w.dtype)) for w, v in zip(weights, values, strict=True)], offset
 
     def _plus(self, outputs: Any, offset: Any) -> Any:

@@ -34,7 +34,8 @@ def drift(
         path: A version that was exported with `reference=`, or the folder of the model's versions, of which
             the highest is used.
         data: The sample: an array, a dict of arrays by input name, an iterable of either, or the file of a
-            request log of TF Serving. With `model`, data in any form that `Model.predict` accepts.
+            request log of TF Serving. With `model`, data in any form that `Model.predict` accepts, or the
+            file of a log.
         model: The Keras model that was exported, to compare the inputs of its BN layers as well.
         alpha: Rate of false alarms.
         batch_size: Number of examples per batch of arrays, with `model`. If None, 32.
@@ -50,7 +51,9 @@ def drift(
     known = reference.read(path)
     names = [name.removeprefix("input ") for name in known if name.startswith("input ")]
     if model is not None:
-        sample = reference.of_model(model, names, data, known, batch_size=batch_size, steps=steps)
+        batches = _logged(data, names) if isinstance(data, (str, os.PathLike)) else data
+        sample = reference.of_model(model, names, batches, known, batch_size=batch_size, steps=steps)
+        sample = _paired(sample, known)
     else:
         sample = {}
         for batch in _named(data, names):
@@ -58,6 +61,39 @@ def drift(
     if not known.keys() & sample.keys():
         raise KerasBNError("The data has no example of any tensor in the reference.")
     return compare(known, sample, alpha)
+
+
+def _logged(path: str | os.PathLike[str], names: list[str]) -> Iterator[tuple[Any]]:
+    """The requests of a log as batches of a model's inputs."""
+    from keras_bn.saving import request_log
+
+    for request in request_log.read(path):
+        if missing := set(names) - request.keys():
+            raise KerasBNError(
+                f"{path}: a request has no input {min(missing)!r}; it has {', '.join(request)}."
+            )
+        values = [request[name] for name in names]
+        yield (values[0] if len(values) == 1 else values,)
+
+
+def _paired(sample: reference.Statistics, known: reference.Statistics) -> reference.Statistics:
+    """The sample under the names of the reference.
+
+    A layer of one's own may name the layers inside it anew in every copy, so BN layers whose paths differ are
+    paired by position.
+    """
+    ours, theirs = ([name for name in each if not name.startswith("input ")] for each in (sample, known))
+    if set(ours) == set(theirs):
+        return sample
+    new = dict(zip(ours, theirs, strict=False))
+    if len(ours) != len(theirs) or any(
+        len(sample[name].center) != len(known[other].center) for name, other in new.items()
+    ):
+        raise KerasBNError(
+            f"model has the BN layers {', '.join(ours)}, but the reference has {', '.join(theirs)}; give the "
+            "model that was exported."
+        )
+    return {new.get(name, name): each for name, each in sample.items()}
 
 
 def _named(data: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:

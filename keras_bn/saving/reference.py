@@ -19,6 +19,7 @@ from keras_bn.statistics.examples import ExampleStatistics
 from keras_bn.surgery._segment import Sight
 from keras_bn.surgery.normalizations import batch_normalizations, is_batch_normalization
 from keras_bn.surgery.observe import Observer
+from keras_bn.surgery.population_statistics import DAMAGED
 
 FILE = "keras_bn_reference.npz"
 
@@ -46,6 +47,8 @@ def of_inputs(batch: Mapping[str, NDArray[Any]], known: Statistics | None, into:
                 f"Input {name!r} has {array.shape[-1]} channels on its last axis, but the reference has "
                 f"{len(into[key].center)}."
             )
+        if not np.isfinite(array).all():
+            raise KerasBNError(f"Input {name!r} has values that are not finite; leave those examples out.")
         into[key].update(array)
 
 
@@ -105,7 +108,8 @@ def read(path: str | os.PathLike[str]) -> Statistics:
     """The statistics of a version, or of the highest version in a base path.
 
     Raises:
-        KerasBNError: If there is no version, or if it was exported without a reference.
+        KerasBNError: If there is no version, if it was exported without a reference, or if the file is
+            damaged.
     """
     folder = _version(Path(path))
     file = folder / EXTRA / FILE
@@ -114,8 +118,14 @@ def read(path: str | os.PathLike[str]) -> Statistics:
             f"{folder} has no statistics to compare with; export the model with reference=data, or "
             "keras-bn export --reference DATA."
         )
-    with np.load(file, allow_pickle=False) as loaded:
-        arrays = dict(loaded)
+    try:
+        with np.load(file, allow_pickle=False) as loaded:
+            return _decoded(dict(loaded))
+    except DAMAGED as error:
+        raise KerasBNError(f"{file} is damaged; export the model with reference=data again.") from error
+
+
+def _decoded(arrays: Mapping[str, NDArray[Any]]) -> Statistics:
     result = {}
     for i, name in enumerate(arrays["names"]):
         prefix = f"{i}."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,6 +39,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, NDArray[np.generic]
                     }
     except (tf.errors.OpError, ValueError, IndexError, TypeError) as error:
         reason = str(getattr(error, "message", error)).partition("\n")[0]
+        reason = re.sub(r"\{\{.*?\}\} |\[Op:.*", "", reason).strip()  # the operation that failed
         raise KerasBNError(f"{path} is not a log of requests, or is damaged: {reason}") from error
 
 

@@ -84,12 +84,25 @@ class ExactSum:
         self._carry()
         return self._bins
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, without the bins that no term has reached, which are most of them."""
+        bins = self.to_array()
+        used = np.flatnonzero(bins.any(1))
+        first, last = (used[0], used[-1] + 1) if len(used) else (0, 0)
+        return _unpickled, (bins[first:last], int(first))
+
     @classmethod
     def from_array(cls, bins: NDArray[np.int64]) -> ExactSum:
         """The sums that `to_array` gave."""
         result = cls(bins.shape[1])
         result._bins += bins
         return result
+
+
+def _unpickled(bins: NDArray[np.int64], first: int) -> ExactSum:
+    result = ExactSum(bins.shape[1])
+    result._bins[first : first + len(bins)] = bins
+    return result
 
 
 def _scaled(value: int, exponent: int) -> float:

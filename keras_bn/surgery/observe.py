@@ -80,23 +80,26 @@ class Observer:
                 pool(sights, result)
         return result
 
-    def moments_of(self, batch: Any) -> dict[keras.Layer, PopulationMoments]:
-        """The moments of the inputs of every layer over one batch, by a function that is compiled once.
+    def sights_of(self, batch: Any) -> list[Sight]:
+        """The observations of one batch, by a function that is compiled once, for `pool`.
 
         The weights and statistics of the model must not change between calls.
         """
-        result: dict[keras.Layer, PopulationMoments] = {}
-        pool(self.sights_of(batch), result)
-        return result
-
-    def sights_of(self, batch: Any) -> list[Sight]:
-        """The observations of one batch, as for `moments_of`."""
-        values = inputs_of(self.program, batch)
         with state_kept(self._model):
-            if self._running is None:
-                self._running, sights = self._started(values)
-            else:
-                sights, _ = self._running(values)
+            return self._sights(batch)
+
+    def add(self, data: Iterable[Any], into: dict[keras.Layer, PopulationMoments]) -> None:
+        """Add the moments of batches to those of the layers, as `sights_of` and `pool` do batch by batch."""
+        with state_kept(self._model):
+            for batch in data:
+                pool(self._sights(batch), into)
+
+    def _sights(self, batch: Any) -> list[Sight]:
+        values = inputs_of(self.program, batch)
+        if self._running is None:
+            self._running, sights = self._started(values)
+        else:
+            sights, _ = self._running(values)
         return sights
 
     def order(self, batch: Any) -> dict[Step, list[keras.Layer]]:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from keras_bn.surgery.report import SurgeryResult
 
 _FORMAT = 1
-# The errors of NumPy and zipfile for a file that is damaged or of another kind.
-_DAMAGED = (
+# The errors of NumPy and zipfile for a .npz file that is damaged or of another kind.
+DAMAGED = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
     TypeError,
+    AttributeError,
     EOFError,
     NotImplementedError,
     zipfile.BadZipFile,
@@ -53,7 +55,9 @@ class PopulationStatistics:
         level: The level that the shards are of, counted from 0. Statistics of the levels before it are part
             of the value.
         shards: The number of shards, and the indices of those that are in the value.
-        fingerprint: A hash of the model's weights without the population statistics.
+        fingerprint: A hash of the model's layers and weights, without the population statistics.
+        paths: The paths of all BN layers of the model, in its order. They may differ between two copies of a
+            model, if a custom layer names the layers inside it anew, so copies are paired by position.
     """
 
     moments: Mapping[str, PopulationMoments]
@@ -62,6 +66,7 @@ class PopulationStatistics:
     level: int
     shards: tuple[int, frozenset[int]]
     fingerprint: str
+    paths: tuple[str, ...]
 
     @property
     def missing_shards(self) -> tuple[int, ...]:
@@ -78,9 +83,10 @@ class PopulationStatistics:
         """The value in one line."""
         count, present = self.shards
         values = max((moments.count for moments in self.moments.values()), default=0)
+        layers = f"{len(self.moments)} BN layer{'s' * (len(self.moments) != 1)}"
         return (
-            f"{len(self.moments)} BN layers, {self.estimator} estimator, level {self.level + 1} of "
-            f"{len(self.levels)}, {len(present)} of {count} shards, up to {values} values per channel"
+            f"{layers}, {self.estimator} estimator, level {self.level + 1} of {len(self.levels)}, "
+            f"{len(present)} of {count} shards, up to {values} values per channel"
         )
 
     def merge(self, other: PopulationStatistics) -> PopulationStatistics:
@@ -99,6 +105,7 @@ class PopulationStatistics:
 
     def combine(self, other: PopulationStatistics) -> PopulationStatistics:
         """The statistics of the data of both. Unlike `merge`, it does not check the shards."""
+        other = other.with_paths(self.paths)
         self.check_fits(other.estimator, other.levels, other.fingerprint)
         if self.level != other.level:
             raise KerasBNError(
@@ -117,6 +124,21 @@ class PopulationStatistics:
             merged[path].merge(other.moments[path])
         return replace(self, moments=merged)
 
+    def with_paths(self, paths: tuple[str, ...]) -> PopulationStatistics:
+        """The same statistics for a copy of the model, in which the BN layers have these paths."""
+        if len(paths) != len(self.paths):
+            raise KerasBNError(
+                f"The statistics are of different models, one of {len(self.paths)} and one of {len(paths)} "
+                "BN layers; use one model file for all."
+            )
+        new = dict(zip(self.paths, paths, strict=True))
+        return replace(
+            self,
+            moments={new[path]: moments for path, moments in self.moments.items()},
+            levels=tuple(tuple(new[path] for path in level) for level in self.levels),
+            paths=paths,
+        )
+
     def check_fits(self, estimator: str, levels: tuple[tuple[str, ...], ...], fingerprint: str) -> None:
         """Raise a KerasBNError unless the statistics are of this estimator, layers and weights."""
         if (self.estimator, self.levels) != (estimator, levels):
@@ -126,15 +148,15 @@ class PopulationStatistics:
             )
         if self.fingerprint != fingerprint:
             raise KerasBNError(
-                "The weights of the model differ from those that the statistics were computed with; use one "
-                "model file for all."
+                "The weights of the model differ from those that the statistics were computed with, or the "
+                "options of its layers do; use one model file for all."
             )
 
-    def apply(self, model: keras.Model, in_place: bool = False) -> SurgeryResult:
-        """The same as `keras_bn.recalibrate(model, statistics=self, in_place=in_place)`."""
+    def apply(self, model: keras.Model, in_place: bool = False, prior: float = 0) -> SurgeryResult:
+        """The same as `keras_bn.recalibrate(model, prior=prior, in_place=in_place, statistics=self)`."""
         from keras_bn.surgery.shards import apply
 
-        return apply(model, self, in_place)
+        return apply(model, self, in_place, prior)
 
     def check_complete(self) -> None:
         """Raise a KerasBNError unless every shard has been merged in."""
@@ -154,6 +176,7 @@ class PopulationStatistics:
             "level": self.level,
             "shards": [self.shards[0], sorted(self.shards[1])],
             "fingerprint": self.fingerprint,
+            "paths": self.paths,
             "layers": list(self.moments),
         }
         arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
@@ -173,36 +196,46 @@ class PopulationStatistics:
         """Read a file that `save` wrote.
 
         Raises:
-            KerasBNError: If the file is missing, damaged, of another kind, or of a newer format.
+            KerasBNError: If the file is missing, damaged, of another kind, or of another format.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
             header = json.loads(arrays["header"].tobytes())
-            known = header["kind"] == _KIND
+            if header["kind"] != _KIND:
+                raise ValueError("another kind of file")
+            version = header["format"]
+            result = _decoded(header, arrays) if version == _FORMAT else None
         except FileNotFoundError as error:
             raise KerasBNError(f"{path} does not exist.") from error
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise KerasBNError(f"{path} is not a file of population statistics, or is damaged.") from error
-        if not known or header["format"] > _FORMAT:
+        if result is None:
             raise KerasBNError(
-                f"{path} has a format that this version of keras_bn does not read; update keras_bn."
+                f"{path} has format {version!r}, and this version of keras_bn reads format {_FORMAT} only; "
+                "use the version that wrote it, or estimate the shard again."
             )
-        moments = {
-            layer: PopulationMoments.from_arrays(
-                {name: arrays[f"{i}.{name}"] for name in ("counts", "sum", "squares")}
-            )
-            for i, layer in enumerate(header["layers"])
-        }
-        count, present = header["shards"]
-        return cls(
-            moments,
-            header["estimator"],
-            tuple(map(tuple, header["levels"])),
-            header["level"],
-            (count, frozenset(present)),
-            header["fingerprint"],
+        return result
+
+
+def _decoded(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> PopulationStatistics:
+    """The value that a file holds. Contents that do not fit together raise one of `DAMAGED`."""
+    moments = {
+        layer: PopulationMoments.from_arrays(
+            {name: arrays[f"{i}.{name}"] for name in ("counts", "sum", "squares")}
         )
+        for i, layer in enumerate(header["layers"])
+    }
+    count, present = header["shards"]
+    return PopulationStatistics(
+        moments,
+        header["estimator"],
+        tuple(map(tuple, header["levels"])),
+        header["level"],
+        (count, frozenset(present)),
+        header["fingerprint"],
+        tuple(header["paths"]),
+    )
 
 
 def merge(
@@ -235,15 +268,37 @@ def merge(
 
 
 def fingerprint(model: keras.Model, without: Iterable[Any]) -> str:
-    """A hash of the values of a model's weights, except the variables in `without`."""
+    """A hash of a model's layers and the values of its weights, except the variables in `without`."""
     left_out = {id(variable) for variable in without}
     digest = hashlib.blake2b(digest_size=16)
+    for layer in flatten_layers(model):
+        digest.update(f"{type(layer).__name__}{_options(layer)}".encode())
     for variable in model.weights:
         if id(variable) not in left_out:
             array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _options(layer: keras.Layer) -> str:
+    """The numbers, flags and names among the options of a layer that has no other inside it.
+
+    Its own name is left out, since it differs where the model is built twice. So are objects, since they are
+    described in one way before a model is saved and in another after it is loaded.
+    """
+    if len(flatten_layers(layer)) > 1 or isinstance(layer, keras.layers.InputLayer):
+        return ""
+    try:
+        config = layer.get_config()
+    except Exception:  # a layer of one's own may have no usable get_config
+        return ""
+    plain = {
+        name: value
+        for name, value in config.items()
+        if name not in ("name", "trainable") and isinstance(value, (bool, int, float, str))
+    }
+    return json.dumps(plain, sort_keys=True)
 
 
 def _copy(moments: PopulationMoments) -> PopulationMoments:

@@ -109,14 +109,15 @@ def recalibrate(
         shard: A pair `(i, n)`, to estimate from the i-th of n shards of the data only. The shard consists of
             every n-th batch, and i counts from 0 to n - 1. Merge the shards with `keras_bn.merge`.
         presharded: If True, `data` is the shard already, and all of it is used.
-        save: File to write the statistics of the shard to.
+        save: File to write the statistics of the shard to. They are also `statistics` of the result.
         statistics: Merged statistics, or their file. Without `data` they are applied to the model. With
             `data` and the sequential estimator, the next level is estimated.
         progress: If True, show a progress bar on stderr.
 
     Returns:
         The model and a report with the change of each layer's statistics. `report.difference` is the largest
-        change of an output on the first batch.
+        change of an output on the first batch. For a shard, the result also has `statistics`, the
+        `PopulationStatistics` to merge.
 
     Raises:
         KerasBNError: If `layers` matches nothing; if the data does not fit, is not finite or ends early; if
@@ -130,7 +131,7 @@ def recalibrate(
     if data is None:
         if statistics is None:
             raise KerasBNError("Give the data to estimate the statistics from, or statistics= to apply.")
-        return apply(model, statistics, in_place)
+        return apply(model, statistics, in_place, prior)
     if shard is not None or save is not None or statistics is not None:
         if prior or in_place:
             raise KerasBNError("prior and in_place do not go with shards; they apply to merged statistics.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
+from keras_bn.surgery._checks import check_number
 from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._sequential import Plan
 from keras_bn.surgery._streams import each_followed_by, peek
@@ -43,6 +44,23 @@ def checked_shard(shard: Any) -> tuple[int, int]:
             f"shard={shard!r}: give (i, n), the i-th of n shards, with i from 0 to n - 1."
         ) from error
     return int(index), int(count)
+
+
+class ShardResult(SurgeryResult):
+    """The result of `keras_bn.recalibrate` for a shard.
+
+    Attributes:
+        statistics: The statistics of the shard, to merge with those of the other shards.
+    """
+
+    statistics: PopulationStatistics
+
+    @classmethod
+    def of(cls, model: keras.Model, report: Report, statistics: PopulationStatistics) -> ShardResult:
+        """The result with these statistics."""
+        result = cls(model, report)
+        result.statistics = statistics
+        return result
 
 
 class ShardObserver:
@@ -93,13 +111,22 @@ class ShardObserver:
         self._observer = Observer(self.model, observed, example, self._output)
 
     def _levels(self, chosen: Sequence[keras.Layer]) -> tuple[tuple[str, ...], ...]:
-        observer = Observer(self.model, chosen, self._example, self._output)
-        found = [list(observer.moments([self._example]))]
-        if self.estimator == "sequential":
-            found = Plan(observer.program, observer.order(self._example)).levels
-        return tuple(tuple(self._paths[id(layer)] for layer in level) for level in found)
+        observer = Observer(self.model, chosen, self._example, self._output, compiles=False)
+        order = observer.order(self._example)
+        calls = [layer for layers in order.values() for layer in layers]
+        if self.estimator == "batch":
+            return (tuple(self._paths[id(layer)] for layer in dict.fromkeys(calls)),)
+        for layer in (each for layers in order.values() for each in layers if layers.count(each) > 1):
+            raise KerasBNError(
+                f"{self._paths[id(layer)]!r} is called several times in one layer, and a shard cannot tell "
+                "whether its own output comes back to it; use estimator='batch', or leave it out with "
+                "layers=."
+            )
+        levels = Plan(observer.program, order).levels
+        return tuple(tuple(self._paths[id(layer)] for layer in level) for level in levels)
 
     def _checked(self, earlier: PopulationStatistics) -> PopulationStatistics:
+        earlier = earlier.with_paths(tuple(self.layers))
         earlier.check_fits(self.estimator, self.levels, self.fingerprint)
         earlier.check_complete()
         if not earlier.remaining_levels:
@@ -108,14 +135,16 @@ class ShardObserver:
             )
         return earlier
 
-    def observe(self, data: Iterable[Any]) -> dict[str, PopulationMoments]:
-        """The moments of the inputs of the level's layers over batches of inputs, by path."""
-        found: dict[str, PopulationMoments] = {}
-        for batch in data:
-            for layer, moments in self._observer.moments_of(batch).items():
-                path = self._paths[id(layer)]
-                found.setdefault(path, PopulationMoments(moments.channels)).merge(moments)
-        return found
+    def observe(
+        self, data: Iterable[Any], so_far: Mapping[str, PopulationMoments] | None = None
+    ) -> dict[str, PopulationMoments]:
+        """The moments of the inputs of the level's layers over batches of inputs, by path.
+
+        Those `so_far` are added to, and are part of the result.
+        """
+        found = {self.layers[path]: moments for path, moments in (so_far or {}).items()}
+        self._observer.add(data, found)
+        return {self._paths[id(layer)]: moments for layer, moments in found.items()}
 
     def value(self, found: dict[str, PopulationMoments], index: int, count: int) -> PopulationStatistics:
         """The statistics of a shard, with those of the levels before."""
@@ -126,6 +155,7 @@ class ShardObserver:
             self.level,
             (count, frozenset([index])),
             self.fingerprint,
+            tuple(self.layers),
         )
 
 
@@ -142,7 +172,7 @@ def estimate_shard(
     batch_size: int | None,
     steps: int | None,
     progress: bool,
-) -> SurgeryResult:
+) -> ShardResult:
     """See `keras_bn.recalibrate`, which has the same arguments."""
     index, count = checked_shard(shard)
     source = batches(model, data, batch_size, steps)
@@ -167,21 +197,25 @@ def estimate_shard(
         f"{estimator} estimator, shard {index} of {count}, level {value.level + 1} of {len(value.levels)}; "
         "the statistics in the model are those of this shard"
     )
-    return SurgeryResult(observer.model, Report("recalibrate", rows, None, (note, _next(value))))
+    return ShardResult.of(observer.model, Report("recalibrate", rows, None, (note, _next(value))), value)
 
 
-def apply(model: keras.Model, statistics: PopulationStatistics, in_place: bool = False) -> SurgeryResult:
+def apply(
+    model: keras.Model, statistics: PopulationStatistics, in_place: bool = False, prior: float = 0
+) -> SurgeryResult:
     """Set the population statistics of a model to merged ones.
 
     Args:
         model: The model that the statistics were computed with. It is not changed, unless `in_place` is True.
         statistics: Merged statistics of every shard and, for the sequential estimator, every level.
         in_place: If True, change `model` itself.
+        prior: Number of values per channel that the present statistics of the model count as.
 
     Raises:
         KerasBNError: If a shard or a level is missing, or if the statistics belong to another model or other
             weights.
     """
+    check_number("prior", prior)
     statistics.check_complete()
     if remaining := statistics.remaining_levels:
         raise KerasBNError(
@@ -189,9 +223,7 @@ def apply(model: keras.Model, statistics: PopulationStatistics, in_place: bool =
             "recalibrate(..., shard=(i, n), statistics=...) to estimate the next level, and merge the shards."
         )
     known = {found.path: found.layer for found in batch_normalizations(model)}
-    if not statistics.moments.keys() <= known.keys():
-        missing = min(statistics.moments.keys() - known.keys())
-        raise KerasBNError(f"The statistics are of another model: this one has no BN layer {missing!r}.")
+    statistics = statistics.with_paths(tuple(known))
     chosen = [known[path] for path in statistics.moments]
     estimated = [v for layer in chosen for v in (layer.moving_mean, layer.moving_variance)]
     statistics.check_fits(statistics.estimator, statistics.levels, fingerprint(model, estimated))
@@ -201,7 +233,9 @@ def apply(model: keras.Model, statistics: PopulationStatistics, in_place: bool =
         target = layer if clone is None else clone.of(layer)
         moments = statistics.moments.get(path)
         what = (
-            ("left alone", "not among the statistics") if moments is None else set_statistics(target, moments)
+            ("left alone", "not among the statistics")
+            if moments is None
+            else set_statistics(target, moments, prior)
         )
         rows.append(Row(path, type(layer).__name__, *what))
     result = model if clone is None else clone.model
@@ -219,11 +253,8 @@ def _row(path: str, layer: Any, found: dict[str, PopulationMoments], value: Popu
 
 
 def _next(value: PopulationStatistics) -> str:
+    count = value.shards[0]
+    merged = "" if count == 1 else f"merge the {count} shards, then "
     if value.remaining_levels:
-        return (
-            f"merge the {value.shards[0]} shards, then pass the result as statistics= for level "
-            f"{value.level + 2} of {len(value.levels)}"
-        )
-    return (
-        f"merge the {value.shards[0]} shards, then apply the result with recalibrate(model, statistics=...)"
-    )
+        return f"{merged}pass the result as statistics= for level {value.level + 2} of {len(value.levels)}"
+    return f"{merged}apply the result with recalibrate(model, statistics=...)"

@@ -82,6 +82,38 @@ def test_what_does_not_fit_is_refused(model, version, tmp_path):
         keras_bn.drift(version, images(0, 3))
 
 
+def test_a_log_is_compared_with_the_model_too(model, version, tmp_path):
+    x = images(4)
+    warm_up.write(tmp_path, [("serving_default", {"image": each}) for each in np.split(x, 8)])
+    found = keras_bn.drift(version, tmp_path / warm_up.FILE, model=model)
+    expected = keras_bn.drift(version, x, model=model)
+    assert [row.name for row in found.rows] == ["input image", "bn"]
+    for row, other in zip(found.rows, expected.rows, strict=True):
+        # Batches of other sizes, in float32.
+        assert row.p_value == pytest.approx(other.p_value, rel=1e-3)
+
+
+def test_layers_are_paired_by_position_and_other_models_refused(model, version):
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    copy.get_layer("bn").name = "bn_1"  # as a layer of one's own may name it in another copy
+    assert [row.name for row in keras_bn.drift(version, images(1), model=copy).rows] == ["input image", "bn"]
+    other = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.BatchNormalization(name="other")])
+    with pytest.raises(KerasBNError, match=r"has the BN layers other, but the reference has bn; give"):
+        keras_bn.drift(version, images(1), model=other)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 20, None])
+def test_a_damaged_reference_and_data_that_is_not_finite(model, tmp_path, content):
+    version = keras_bn.export(model, tmp_path / "m", reference=images(0))
+    with pytest.raises(KerasBNError, match="Input 'image' has values that are not finite"):
+        keras_bn.drift(version, np.full((30, 6, 6, 3), np.nan))
+    (file,) = version.rglob(reference.FILE)
+    file.write_bytes(file.read_bytes()[:300] if content is None else content)
+    with pytest.raises(KerasBNError, match=r"keras_bn_reference\.npz is damaged; export the model"):
+        keras_bn.drift(version, images(0))
+
+
 def test_masked_sequences_count_real_values_alone(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5, 3), name="x")

@@ -1,5 +1,6 @@
 """Sums without rounding, held to rational arithmetic."""
 
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_products_are_exact(left, right):
     total = ExactSum(1)
     total.add_product([left], [right])
     assert exact(total) == [Fraction(left) * Fraction(right)]
+
+
+@given(TABLES)
+@settings(max_examples=30, deadline=None)
+def test_pickle_keeps_the_bits(table):
+    total = summed(table, table.shape[1])
+    assert pickle.loads(pickle.dumps(total)).integers() == total.integers()
 
 
 def test_many_terms_do_not_overflow_a_bin():

@@ -1,6 +1,7 @@
 """The statistics of shards: saved, loaded and merged to the same bits, and refused where they do not fit."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def shard(i, count=4, level=0, batches=None, **changes):
         "level": level,
         "shards": (count, frozenset([i])),
         "fingerprint": "a",
+        "paths": ("block/bn1", "bn2", "bn3"),
     }
     return PopulationStatistics(**(values | changes))
 
@@ -54,6 +56,21 @@ def test_merged_shards_merge_again():
     tree = merge([merge(parts[:2]), merge(parts[2:])])
     assert bits(tree) == bits(merge(parts))
     assert tree.missing_shards == ()
+
+
+def test_layers_of_two_copies_are_paired_by_position():
+    """Names that a layer of one's own gives the layers inside it are counted on in every copy."""
+    paths = ("block/bn1_1", "bn2", "bn3_7")
+    names = dict(zip(("block/bn1", "bn2", "bn3"), paths, strict=True))
+    renamed = shard(
+        1,
+        level=1,
+        paths=paths,
+        levels=tuple(tuple(names[path] for path in level) for level in LEVELS),
+        moments={names[path]: each for path, each in shard(1, level=1).moments.items()},
+    )
+    merged = merge([shard(0, level=1), renamed])
+    assert bits(merged) == bits(merge([shard(0, level=1), shard(1, level=1)]))
 
 
 def test_merging_changes_none_of_the_parts():
@@ -82,6 +99,7 @@ def test_a_file_round_trips(tmp_path):
         (shard(1, estimator="batch"), "different estimators"),
         (shard(1, levels=(("block/bn1",),)), "different models"),
         (shard(1, level=1), "are of levels 0 and 1"),
+        (shard(1, paths=("block/bn1", "bn2")), "different models, one of 2 and one of 3 BN layers"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(other, words, tmp_path):
@@ -135,6 +153,39 @@ def test_a_damaged_file_is_refused(tmp_path, place):
         whole[int(place * len(whole)) + i] ^= 255
     path.write_bytes(whole)
     with pytest.raises(KerasBNError, match=r"part\.stats"):
+        PopulationStatistics.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 0}, "has format 0, and this version of keras_bn reads format 1 only"),
+        ({"format": 2}, "has format 2, and this version"),
+        ({"kind": "another"}, "is not a file of population statistics"),
+        ({"shards": [4]}, "is not a file of population statistics"),
+        ({"layers": ["bn2", "bn3", "bn4"]}, "is not a file of population statistics"),
+    ],
+)
+def test_a_header_of_another_version_or_kind_is_refused(tmp_path, change, message):
+    path = tmp_path / "part.stats"
+    shard(0).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["header"].tobytes()) | change
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(KerasBNError, match=f"part.stats {message}"):
+        PopulationStatistics.load(path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, part):
+    path = tmp_path / "part.stats"
+    shard(0).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(KerasBNError, match=r"part\.stats is not a file of population statistics"):
         PopulationStatistics.load(path)
 
 

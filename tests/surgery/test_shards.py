@@ -1,5 +1,6 @@
 """Recalibration in shards: equal to one pass, whatever the order, and refused where the parts do not fit."""
 
+import pickle
 import random as order
 
 import keras
@@ -132,6 +133,23 @@ def test_the_donor_is_left_alone(model, tmp_path):
     assert any((a != np.asarray(b)).any() for a, b in zip(before, model.weights, strict=True))
 
 
+def test_a_prior_is_merged_when_the_statistics_are_applied(model, tmp_path):
+    """The advice of the error for a shard, followed."""
+    with pytest.raises(KerasBNError, match="they apply to merged statistics"):
+        keras_bn.recalibrate(model, X, prior=100, shard=(0, 2), estimator="batch", progress=False)
+    merged = keras_bn.merge(shards(model, tmp_path, 2, estimator="batch"))
+    options = {"estimator": "batch", "batch_size": BATCH, "progress": False}
+    expected = statistics_of(keras_bn.recalibrate(model, X, prior=100, **options).model)
+    assert any(
+        (a != b).any() for a, b in zip(expected, statistics_of(merged.apply(model).model), strict=True)
+    )
+    for result in (merged.apply(model, prior=100), keras_bn.recalibrate(model, prior=100, statistics=merged)):
+        for one, other in zip(statistics_of(result.model), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(KerasBNError, match="prior"):
+        merged.apply(model, prior=-1)
+
+
 def test_layers_choose_what_is_estimated(model, tmp_path):
     merged = keras_bn.merge(shards(model, tmp_path, 2, estimator="batch", layers="bn"))
     result = keras_bn.recalibrate(model, statistics=merged).model
@@ -154,13 +172,86 @@ def test_weights_that_changed_between_are_refused(model, tmp_path):
         merged.apply(model)
 
 
+def test_options_of_layers_that_differ_are_refused():
+    """The same weights in another network: the statistics of its layers are others."""
+
+    def net(activation, epsilon):
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((5,)), keras.layers.Dense(4, activation=activation)]
+        return keras.Sequential([*layers, keras.layers.BatchNormalization(epsilon=epsilon, name="bn")])
+
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
+
+    def part(i, *options):
+        return keras_bn.recalibrate(net(*options), x, shard=(i, 2), progress=False).statistics
+
+    assert keras_bn.merge([part(0, "relu", 1e-3), part(1, "relu", 1e-3)]).missing_shards == ()
+    for options in (("tanh", 1e-3), ("relu", 1e-2)):
+        with pytest.raises(KerasBNError, match="options of its layers"):
+            keras_bn.merge([part(0, "relu", 1e-3), part(1, *options)])
+
+
+def test_statistics_of_a_loaded_model_are_those_of_the_original(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    custom = {"Block": Block}
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects=custom)
+    parts = [
+        keras_bn.recalibrate(each, X, shard=(i, 2), estimator="batch", progress=False).statistics
+        for i, each in enumerate((model, loaded))
+    ]
+    merged = keras_bn.merge(parts)
+    for each in (model, loaded):
+        assert merged.apply(each).model is not each
+
+
+def test_the_statistics_of_a_shard_need_no_file(model, tmp_path):
+    """They are the value that the file holds, and go through pickle, as Ray and Spark send them."""
+    result = keras_bn.recalibrate(model, X, shard=(1, 2), save=tmp_path / "1", progress=False)
+    new_model, report = result
+    assert (new_model, report) == (result.model, result.report)
+    saved = PopulationStatistics.load(tmp_path / "1")
+    sent = pickle.loads(pickle.dumps(result.statistics))
+    for other in (saved, sent):
+        assert vars(other) | {"moments": None} == vars(result.statistics) | {"moments": None}
+        for path, moments in result.statistics.moments.items():
+            np.testing.assert_array_equal(other.moments[path].mean, moments.mean)
+            np.testing.assert_array_equal(other.moments[path].variance, moments.variance)
+
+
 def test_statistics_of_another_model_are_refused(model, tmp_path):
     merged = keras_bn.merge(shards(model, tmp_path, 2, estimator="batch"))
     other = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="other")])
-    with pytest.raises(KerasBNError, match="of another model: this one has no BN layer"):
+    with pytest.raises(KerasBNError, match="of different models, one of 2 and one of 1 BN layers"):
         merged.apply(other)
     with pytest.raises(KerasBNError, match="different estimators"):
         keras_bn.recalibrate(model, X, statistics=merged, progress=False)
+
+
+class Cell(keras.layers.Layer):
+    """A recurrent cell whose normalization sees its own output again."""
+
+    state_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.bn = keras.layers.Dense(4), keras.layers.BatchNormalization(name="bn")
+
+    def build(self, shape):
+        self.dense.build((shape[0], shape[-1] + 4))
+        self.bn.build((shape[0], 4))
+
+    def call(self, x, states, training=None):
+        h = self.bn(self.dense(keras.ops.concatenate([x, states[0]], -1)), training=training)
+        return h, [h]
+
+
+def test_a_layer_that_feeds_itself_has_no_levels():
+    x = keras.Input((5, 3))
+    model = keras.Model(x, keras.layers.RNN(Cell(), unroll=True)(x))
+    data = np.random.default_rng(0).normal(size=(16, 5, 3)).astype("float32")
+    with pytest.raises(KerasBNError, match=r"bn' is called several times in one layer.*'batch'"):
+        keras_bn.recalibrate(model, data, shard=(0, 1), progress=False)
+    keras_bn.recalibrate(model, data, shard=(0, 1), estimator="batch", progress=False)
 
 
 def test_a_missing_shard_is_named(model, tmp_path):
