@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn._keras import direct_layers, flatten_layers
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
@@ -69,7 +70,8 @@ def convert(
     the default of `keras_bn.BatchNormalization` use the unbiased variance.
 
     Note: A layer that creates its normalization in its own code creates Keras's layer again when the model
-    is loaded from a file. The weights fit, so convert the loaded model once more.
+    is loaded from a file. Where the weights fit, convert the loaded model once more. Where they do not, as
+    with group normalization, the report has a note that says how to save and load them.
 
     Args:
         model: Any built model. It is not changed, unless `in_place` is True.
@@ -133,7 +135,32 @@ def convert(
         for path, layer in found
     )
     difference = change_on_noise(model, result, inputs) if uncalibrated and not in_place else None
-    return SurgeryResult(result, Report("convert", rows, difference))
+    notes = _do_not_load(model, [(path, layer, new_of.get(id(layer))) for path, layer in found])
+    if uncalibrated and not in_place and difference is None:
+        notes.append(
+            "the model does not say what its inputs are; give data= to measure the change of its outputs"
+        )
+    return SurgeryResult(result, Report("convert", rows, difference, tuple(notes)))
+
+
+def _do_not_load(model: keras.Model, found: list[tuple[str, Any, Any]]) -> list[str]:
+    """A note on layers that a custom layer creates again when it is loaded, and whose weights do not fit."""
+    custom = [each for each in flatten_layers(model) if type(each).__module__.partition(".")[0] != "keras"]
+    inside = {id(layer) for each in custom for layer in direct_layers(each)}
+    lost = [
+        path
+        for path, old, new in found
+        if new is not None
+        and id(old) in inside
+        and [tuple(v.shape) for v in old.weights] != [tuple(v.shape) for v in new.weights]
+    ]
+    if not lost:
+        return []
+    return [
+        f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}: the class around them creates BN in its "
+        "own code, whose weights are others, so a saved model does not load; save the weights "
+        "(save_weights), and load them (load_weights) into the donor converted in the same way"
+    ]
 
 
 def _whole(model: keras.Model, data: Any, batch_size: int | None, steps: int | None) -> Any:

@@ -206,3 +206,49 @@ def test_training_goes_on_after_each_conversion():
         model.compile("sgd", "mse")
         history = model.fit(images(), np.ones((40, 3)), epochs=3, verbose=0).history["loss"]
         assert history[-1] < history[0], to
+
+
+@keras.saving.register_keras_serializable(package="targets")
+class Block(layers.Layer):
+    """A layer that creates its normalization in its own code."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.normalization = layers.BatchNormalization(name="bn")
+
+    def build(self, shape):
+        self.normalization.build(shape)
+
+    def call(self, x, training=None):
+        return self.normalization(x, training=training)
+
+
+def test_the_way_to_load_what_a_custom_layer_would_create_again(tmp_path):
+    """The advice of the note, followed."""
+    inputs = keras.Input((6, 6, 4))
+    donor = scramble(keras.Model(inputs, layers.Flatten()(Block(name="block")(inputs))))
+    x = np.random.default_rng(0).normal(size=(20, 6, 6, 4)).astype("float32")
+    assert keras_bn.convert(donor).report.notes == ()
+    result = keras_bn.convert(donor, to="group", data=x)
+    (note,) = result.report.notes
+    assert note.startswith("block/bn: the class around them creates BN in its own code")
+    result.model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras_bn.convert(donor, to="group").model
+    loaded.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(result.model, x))
+
+
+def test_a_subclassed_model_is_measured_on_the_data():
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.normalization = layers.BatchNormalization(name="bn")
+
+        def call(self, x, training=None):
+            return self.normalization(x, training=training)
+
+    donor, x = Network(), np.random.default_rng(0).normal(1, 2, (20, 6, 6, 4)).astype("float32")
+    donor(x)
+    result = keras_bn.convert(donor, to="group")
+    assert result.report.difference is None and "give data=" in result.report.notes[-1]
+    assert keras_bn.convert(donor, to="group", data=x).report.difference > 0
