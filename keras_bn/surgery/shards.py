@@ -15,6 +15,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._checks import check_number
 from keras_bn.surgery._cloning import Clone
+from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery._sequential import Plan
 from keras_bn.surgery._streams import each_followed_by, peek
 from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
@@ -72,6 +73,7 @@ class ShardObserver:
         layers: As for `keras_bn.recalibrate`.
         estimator: `"batch"` or `"sequential"`.
         earlier: For `"sequential"`, the merged statistics of the levels before, or None for the first level.
+        compiles: If False, run the model eagerly.
 
     Attributes:
         levels: The paths of the layers, level by level.
@@ -89,6 +91,7 @@ class ShardObserver:
         layers: Layers,
         estimator: str,
         earlier: PopulationStatistics | None = None,
+        compiles: bool = True,
     ) -> None:
         known = batch_normalizations(model)
         paths = select(known, layers)
@@ -108,7 +111,7 @@ class ShardObserver:
         for path, moments in self.earlier.items():
             set_statistics(self.layers[path], moments)
         observed = [self.layers[path] for path in self.levels[self.level]]
-        self._observer = Observer(self.model, observed, example, self._output)
+        self._observer = Observer(self.model, observed, example, self._output, compiles=compiles)
 
     def _levels(self, chosen: Sequence[keras.Layer]) -> tuple[tuple[str, ...], ...]:
         observer = Observer(self.model, chosen, self._example, self._output, compiles=False)
@@ -177,7 +180,9 @@ def estimate_shard(
     index, count = checked_shard(shard)
     source = batches(model, data, batch_size, steps)
     example, stream = peek(source)
-    observer = ShardObserver(model, example, layers, estimator, earlier)
+    whole = source.total if source.total is None or not presharded else source.total * count
+    # As one job over all of the data would, since a compiled model may round otherwise.
+    observer = ShardObserver(model, example, layers, estimator, earlier, worth_compiling(whole))
     mine = stream if presharded else islice(stream, index, None, count)
     total = source.total if presharded or source.total is None else len(range(index, source.total, count))
     with tqdm(total=total, desc=f"shard {index}/{count}", unit="batch", disable=not progress) as bar:
