@@ -17,7 +17,8 @@ def seeded():
 
 def process_group(nodeid):
     """Tests of a group run in one process: those of a file, or of networks that are built once for all."""
-    return "keras.applications" if "keras_applications" in nodeid else nodeid.split("::")[0]
+    shared = (name for name in ("keras_applications", "keras_hub") if name in nodeid)
+    return next(shared, nodeid.split("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,7 @@
 """The small models of KerasHub that the certificate has too."""
 
+import functools
+
 from benchmarks.certify.families import (
     cspnet,
     d_fine,
@@ -24,4 +26,18 @@ FAMILIES = (
     *(deeplab_v3, segformer, d_fine, densenet, cspnet, xception),
 )
 
-__all__ = ["FAMILIES", "images_for", "inputs_for", "scramble", *(family.__name__ for family in FAMILIES)]
+
+@functools.cache
+def network(family):
+    """A model of the family, no two channels of a BN layer alike. It is built once: leave it alone."""
+    return scramble(family())
+
+
+__all__ = [
+    "FAMILIES",
+    "images_for",
+    "inputs_for",
+    "network",
+    "scramble",
+    *(family.__name__ for family in FAMILIES),
+]

@@ -270,7 +270,7 @@ def test_the_optimizer_goes_on(images):
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.__name__)
 def test_a_model_of_keras_hub_stays_one(family, tmp_path):
     pytest.importorskip("keras_hub")
-    model = families.scramble(family())
+    model = families.network(family)
     inputs = families.inputs_for(model)
     result = keras_bn.convert(model)
     assert {row.action for row in result.report.rows} == {"converted"}

@@ -461,7 +461,7 @@ FOLDED_OF_KERAS_HUB = {"retinanet": 13, "d_fine": 14, "densenet": 4}
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.__name__)
 def test_models_of_keras_hub(family):
     pytest.importorskip("keras_hub")
-    model = families.scramble(family())
+    model = families.network(family)
     inputs = families.inputs_for(model)
     result = keras_bn.fold(model)
     rows = [row for row in result.report.rows if row.kind == "BatchNormalization"]
@@ -574,7 +574,7 @@ def test_a_layer_that_has_no_configuration_and_no_graph_is_named():
 )
 def test_folded_models_of_keras_hub_load(family, tmp_path):
     pytest.importorskip("keras_hub")
-    model = families.scramble(family())
+    model = families.network(family)
     folded = keras_bn.fold(model).model
     folded.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
