@@ -22,7 +22,7 @@ from tests.serving.golden.process import Server
 from tests.serving.local_server.asking import PREDICT, descriptors, message, predict, resident_mib, until
 
 # Memory that the allocator may keep after the largest request: some copies of 100 MiB.
-_KEPT_MIB = 500
+_KEPT_MIB = 700
 _LIMIT = 1_000_000
 _PATH = "/v1/models/m:predict"
 

@@ -33,7 +33,6 @@ from tests.serving.local_server.fault_table import Row, burst, recovery, row, un
 Start = Callable[..., Server]
 _HEAD = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n"
 _PREDICT = _HEAD + b'%b\r\n{"instances": [1.0]}'
-_GROWTH = 1.15  # of the memory after the third swap; the allocator's own unrest is some percent
 _ENGINES = ["tensorflow"] + (["openvino"] if importlib.util.find_spec("openvino") else [])
 
 
@@ -303,7 +302,9 @@ def test_hot_swaps_leave_memory_as_it_was(start: Start, tmp_path: Path, engine: 
     found.note = "MiB " + " ".join(f"{size:.0f}" for size in memory)
     recovery(found, server)
     good(found)
-    assert max(memory[3:]) < _GROWTH * memory[2], memory
+    # Versions that stayed would have added their weights five times between these; one reading alone may be
+    # that much above the others.
+    assert min(memory[-2:]) < min(memory[1:4]) + 3 * 16, memory
 
 
 def test_a_reload_that_waits_for_a_missing_folder_holds_up_no_other(models: Path, start: Start) -> None:
