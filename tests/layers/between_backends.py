@@ -67,8 +67,8 @@ def inputs_of(name):
 
 
 def randomized(model, x):
-    """Other values in every weight, as training leaves them; variances and counters stay positive."""
-    random = np.random.default_rng(2)
+    """Weights that are others on each backend, and states as training leaves them."""
+    random = np.random.default_rng(len(keras.backend.backend()))
     for variable in model.trainable_variables:
         variable.assign(random.uniform(0.2, 1, variable.shape))
     for _ in range(3):  # states of variants: averages, memories, counters
@@ -77,13 +77,13 @@ def randomized(model, x):
 
 def answers(model, x):
     """At inference, and of a training step, which continues from the state that was loaded."""
-    results = [model.predict(x, verbose=0), model(x, training=True), model(x, training=False)]
+    results = [model(x, training=training) for training in (False, True, False)]
     return [ops.convert_to_numpy(ops.cast(result, "float32")) for result in results]
 
 
-def write(folder):
+def write(models, folder):
     folder.mkdir(parents=True)
-    for name, model in networks().items():
+    for name, model in models.items():
         x = inputs_of(name)
         randomized(model, x)
         model.save(folder / f"{name}.keras")
@@ -91,14 +91,14 @@ def write(folder):
         np.savez(folder / f"{name}.npz", *answers(model, x))
 
 
-def compare(folder):
-    for name, fresh in networks().items():
+def compare(models, folder):
+    for name, other in models.items():
         expected = list(np.load(folder / f"{name}.npz").values())
-        fresh.load_weights(folder / f"{name}.weights.h5")
+        other.load_weights(folder / f"{name}.weights.h5")
         loaded = keras.saving.load_model(folder / f"{name}.keras")
         # Each backend adds float32 numbers up in an order of its own; a bfloat16 has eight bits.
         tolerance = 3e-2 if name == "half" else 2e-5
-        for form, model in ((".weights.h5", fresh), (".keras", loaded)):
+        for form, model in ((".weights.h5", other), (".keras", loaded)):
             for value, old in zip(answers(model, inputs_of(name)), expected, strict=True):
                 np.testing.assert_allclose(
                     value, old, rtol=0, atol=tolerance * np.abs(old).max(), err_msg=f"{folder} {name}{form}"
@@ -106,11 +106,12 @@ def compare(folder):
 
 
 def main(folder, backends):
-    write(folder / keras.backend.backend())
+    models = networks()
+    write(models, folder / keras.backend.backend())
     print("written", flush=True)
     sys.stdin.readline()
     for backend in backends:
-        compare(folder / backend)
+        compare(models, folder / backend)
         print(backend, flush=True)
 
 
