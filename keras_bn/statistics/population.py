@@ -252,6 +252,18 @@ def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
     return Moments(*(_rows(each, axis) for each in (counts, means, variances)))
 
 
+def merged_row_moments(values: Any, axis: int = -1) -> Moments:
+    """As `row_moments` without a mask, with the rows merged to one in float64 on the device.
+
+    Note: It is for backends that have float64. JAX has it only if it is enabled.
+    """
+    counts, means, variances = (ops.cast(each, "float64") for each in row_moments(values, axis))
+    total = ops.sum(counts, 0, keepdims=True)
+    mean = ops.sum(counts * means, 0, keepdims=True) / total
+    squares = counts * (ops.square(means - mean) + variances)
+    return Moments(total, mean, ops.sum(squares, 0, keepdims=True) / total)
+
+
 def _rows(values: Any, axis: int) -> Any:
     """The channels of `values` last, all other axes as one."""
     return ops.reshape(ops.moveaxis(values, axis, -1), (-1, values.shape[axis]))

@@ -56,21 +56,24 @@ def as_tensor(leaf: Any) -> Any:
     return keras.ops.convert_to_tensor(leaf, dtype="float64" if keep else None)
 
 
-def in_one_kernel(function: Callable[..., Any], tensor: Any, *arguments: Any) -> Any:
-    """`function(tensor, *arguments)`, compiled by XLA inside a graph of TensorFlow.
+def fuses() -> bool:
+    """Whether `in_one_kernel` can be used here: in a graph of a TensorFlow that has XLA."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
 
-    TensorFlow would write every intermediate tensor to memory, which takes longer than to compute it. JAX
-    compiles whatever it runs.
+    return not tf.executing_eagerly() and _has_xla()
+
+
+def in_one_kernel(function: Callable[..., Any], tensor: Any, *arguments: Any) -> Any:
+    """`function(tensor, *arguments)`, compiled by XLA as a part of a graph of TensorFlow.
+
+    Outside of XLA, TensorFlow writes every intermediate tensor to memory, which takes longer than to compute
+    it.
 
     Args:
         function: a function of a module, of one dense tensor and arguments that can be hashed.
     """
-    if keras.backend.backend() != "tensorflow" or not _fuses():
-        return function(tensor, *arguments)
-    import tensorflow as tf
-
-    if tf.executing_eagerly():
-        return function(tensor, *arguments)
     return _kernel(function, tuple(tensor.shape), tensor.dtype, arguments)(tensor)
 
 
@@ -87,7 +90,7 @@ def _kernel(
 
 
 @functools.cache
-def _fuses() -> bool:
+def _has_xla() -> bool:
     """Whether this TensorFlow has XLA for its devices."""
     import tensorflow as tf
 
@@ -158,8 +161,16 @@ def _tensorflow(function: Function, example: list[Any], shapes: list[tuple[int |
 
     traced = tf.function(function, autograph=False)
     # Traced for any number of examples before it is called, lest a shorter last batch trace it again.
-    traced.get_concrete_function([specification(*pair) for pair in zip(example, shapes, strict=True)])
-    return traced
+    known = [specification(*pair) for pair in zip(example, shapes, strict=True)]
+    concrete = traced.get_concrete_function(known)
+
+    def run(values: list[Any]) -> Any:
+        try:
+            return concrete(values)  # in two thirds of the time that it takes to look the trace up
+        except (TypeError, ValueError):  # values of another shape
+            return traced(values)
+
+    return run
 
 
 def _jax(function: Function, operations: Sequence[Any]) -> Function:

@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from keras_bn._keras import flatten_layers, get_mask, set_mask
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, reduction_axes
-from keras_bn.statistics.population import row_moments
-from keras_bn.surgery._compiled import as_tensor, compiled, in_one_kernel, step_by_step, without_gradients
+from keras_bn.statistics.population import merged_row_moments, row_moments
+from keras_bn.surgery._compiled import (
+    as_tensor,
+    compiled,
+    fuses,
+    in_one_kernel,
+    step_by_step,
+    without_gradients,
+)
 from keras_bn.surgery._program import Program, Step
 
 # The outputs of a layer while it is observed, from the layer, its inputs, and their moments row by row.
@@ -192,7 +199,7 @@ def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[
 def _row_moments(inputs: Any, axis: int, mask: Any) -> Moments:
     if mask is not None or len(inputs.shape) == 2:
         return row_moments(inputs, axis, mask)
-    return in_one_kernel(row_moments, inputs, axis)
+    return in_one_kernel(merged_row_moments, inputs, axis) if fuses() else row_moments(inputs, axis)
 
 
 def _unchanged(layer: keras.Layer, inputs: Any, rows: Moments) -> Any:

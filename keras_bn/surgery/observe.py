@@ -191,8 +191,8 @@ def pool(sights: Iterable[Sight], into: dict[keras.Layer, PopulationMoments]) ->
 
 def normalized_by_batch(layer: Any, inputs: Any, rows: Moments) -> Any:
     """The outputs of BN in training, for any class of layer."""
-    dtype = keras.backend.standardize_dtype(rows.mean.dtype)
-    _, mean, variance = merged(rows)
+    dtype = "float64" if keras.backend.standardize_dtype(inputs.dtype) == "float64" else "float32"
+    mean, variance = (ops.cast(each, dtype) for each in merged(rows)[1:])
     outputs = ops.batch_normalization(
         ops.cast(inputs, dtype),
         mean,
