@@ -32,7 +32,7 @@ def test_weights_and_models_give_the_same_outputs_on_every_backend(tmp_path):
             process.stdin.write("\n")
             process.stdin.flush()
         for backend, process in processes.items():
-            found, errors = process.communicate(timeout=300)
+            found, errors = process.communicate(timeout=900)
             assert process.returncode == 0, (backend, errors[-2000:])
             assert found.split() == [other for other in BACKENDS if other != backend]
     finally:

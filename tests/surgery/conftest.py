@@ -146,18 +146,6 @@ def donor(request):
 
 
 @pytest.fixture
-def float64():
-    """JAX computes in float64, which it does only where it is asked to."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture
 def snapshot():
     """A function that returns everything about a model that surgery must leave alone."""
 
