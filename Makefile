@@ -35,7 +35,7 @@ test: check  ## lint, type-check and run every test
 	$(PYTEST)
 
 BACKEND_TESTS := \
-	tests/inspection/test_callback.py \
+	tests/inspection \
 	tests/kernels \
 	tests/layers \
 	tests/statistics/test_drift.py \
@@ -46,17 +46,25 @@ BACKEND_TESTS := \
 	tests/statistics/test_two_samples.py \
 	tests/surgery/test_activations.py \
 	tests/surgery/test_averaged_weights.py \
+	tests/surgery/test_checks.py \
+	tests/surgery/test_cloning.py \
+	tests/surgery/test_compiled.py \
+	tests/surgery/test_convert.py \
 	tests/surgery/test_copying.py \
 	tests/surgery/test_freeze.py \
+	tests/surgery/test_graph.py \
 	tests/surgery/test_laws.py \
 	tests/surgery/test_observe.py \
+	tests/surgery/test_plain.py \
 	tests/surgery/test_population_statistics.py \
+	tests/surgery/test_recalibrate.py \
 	tests/surgery/test_selection.py \
 	tests/surgery/test_shards.py \
-	tests/surgery/test_targets.py
+	tests/surgery/test_targets.py \
+	tests/test_data.py
 
 .PHONY: test-backends
-test-backends: $(STAMP)  ## layers, statistics, surgery on JAX and PyTorch; `make test` runs them on TensorFlow
+test-backends: $(STAMP)  ## layers, statistics, surgery, inspection on JAX and PyTorch; `make test` runs them on TensorFlow
 	$(BIN)/python -m pip install --quiet -e "serving[server]" -e ".[dev,backends]"
 	for backend in jax torch; do \
 		KERAS_BACKEND=$$backend $(PYTEST) -m "not slow" $(BACKEND_TESTS) || exit 1; \
