@@ -169,6 +169,8 @@ def _other(layer: Any, kind: Any, options: dict[str, Any]) -> Any:
         _check_plain(layer)
     config = layer.get_config()
     given = {name: config[name] for name in ("name", "trainable", "dtype")}
+    if issubclass(kind, keras.layers.LayerNormalization) and _breaks_layer_normalization(layer):
+        raise Refused("on PyTorch, Keras's LayerNormalization takes channels on the last axis only")
     if issubclass(kind, WITHIN_THE_EXAMPLE):
         # Both gamma and beta: without them there is nothing that could take up the moments.
         given |= {"axis": layer.axis, "epsilon": layer.epsilon}
@@ -184,6 +186,13 @@ def _other(layer: Any, kind: Any, options: dict[str, Any]) -> Any:
         return kind(**given | options)
     except (TypeError, ValueError) as error:
         raise KerasBNError(f"{kind.__name__} cannot be made with {given | options}: {error}") from error
+
+
+def _breaks_layer_normalization(layer: Any) -> bool:
+    """Whether Keras 3.15's layer normalization fails on the channel axis, as it does on PyTorch."""
+    if keras.backend.backend() != "torch" or not layer.built:
+        return False
+    return layer.axis not in (-1, layer.input_spec.ndim - 1)
 
 
 def _by_function(function: Callable[[Any], Any], layer: Any) -> Any:

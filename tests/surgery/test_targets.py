@@ -252,3 +252,16 @@ def test_a_subclassed_model_is_measured_on_the_data():
     result = keras_bn.convert(donor, to="group")
     assert result.report.difference is None and "give data=" in result.report.notes[-1]
     assert keras_bn.convert(donor, to="group", data=x).report.difference > 0
+
+
+def test_layer_normalization_of_channels_first():
+    """Keras's own fails there on PyTorch, so the layer is left alone."""
+    inputs = keras.Input((4, 6, 6))
+    donor = scramble(
+        keras.Model(inputs, layers.Flatten()(layers.BatchNormalization(axis=1, name="bn")(inputs)))
+    )
+    x = np.random.default_rng(0).normal(size=(20, 4, 6, 6)).astype("float32")
+    result = keras_bn.convert(donor, to=layers.LayerNormalization, data=x)
+    torch = keras.backend.backend() == "torch"
+    assert actions(result) == {"bn": "left alone" if torch else "converted"}
+    assert np.isfinite(outputs(result.model, x)).all()
