@@ -17,11 +17,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 import keras_bn
-from benchmarks.export import THREADS, _keras_hub, _session, _with_statistics
 from benchmarks.timing import interleaved, machine, table
+
+THREADS = (1, 2)
 
 # Filters, stride and expansion of each block.
 BLOCKS = (
@@ -114,11 +116,58 @@ def subclassed() -> keras.Model:
     return model
 
 
+def efficientnet_of_keras_hub() -> keras.Model:
+    from keras_hub.models import EfficientNetBackbone
+
+    backbone = EfficientNetBackbone(
+        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
+        stackwise_num_repeats=[1, 2, 2, 3, 3, 4, 1],
+        stackwise_input_filters=[32, 16, 24, 40, 80, 112, 192],
+        stackwise_output_filters=[16, 24, 40, 80, 112, 192, 320],
+        stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
+        stackwise_squeeze_and_excite_ratios=[0.25] * 7,
+        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
+        stackwise_block_types=["v1"] * 7,
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        input_shape=(224, 224, 3),
+    )
+    x = layers.GlobalAveragePooling2D()(backbone.output)
+    return keras.Model(backbone.input, layers.Dense(1000, activation="softmax")(x))
+
+
+def with_statistics(model: keras.Model) -> keras.Model:
+    """Random weights cost the same as trained ones; population statistics must not be 0 and 1."""
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.path.endswith("moving_mean"):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+        elif variable.path.endswith("moving_variance"):
+            variable.assign(random.uniform(0.5, 2, variable.shape))
+    return model
+
+
+def session(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """A function that answers a request as a server with so many threads does."""
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=threads,
+        inter_op_parallelism_threads=threads,
+        use_per_session_threads=True,
+    )
+    opened = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    with opened.graph.as_default():
+        meta_graph = tf.compat.v1.saved_model.load(opened, ["serve"], str(path))
+    signature = meta_graph.signature_def["serving_default"]
+    (fed,), (fetched,) = signature.inputs.values(), signature.outputs.values()
+    run = opened.make_callable(fetched.name, [fed.name])
+    return lambda: run(image)
+
+
 NETWORKS: dict[str, dict[str, Callable[[], keras.Model]]] = {
     "inverted residuals": {"plain": plain, "custom layers": custom_layers, "subclassed model": subclassed},
     "EfficientNetB0": {
         "plain": lambda: keras.applications.EfficientNetB0(weights=None),
-        "KerasHub's layers": _keras_hub,
+        "KerasHub's layers": efficientnet_of_keras_hub,
     },
 }
 
@@ -137,10 +186,10 @@ def _rows(name: str, variants: dict[str, Callable[[], keras.Model]]) -> list[lis
     candidates, took = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for variant, make in variants.items():
-            model, start = _with_statistics(make()), time.perf_counter()
+            model, start = with_statistics(make()), time.perf_counter()
             path = keras_bn.export(model, Path(folder) / variant, examples=examples)
             took[variant] = time.perf_counter() - start
-            candidates |= {f"{variant} {count}": _session(path, image, count) for count in THREADS}
+            candidates |= {f"{variant} {count}": session(path, image, count) for count in THREADS}
             keras.backend.clear_session()
         seconds = interleaved(candidates, rounds=40, warmup=5)
         candidates.clear()
