@@ -113,7 +113,7 @@ def _print(name: str, function: str, outcome: dict[str, Any], called: int) -> No
 
 
 def _with_inputs(model: keras.Model, count: int) -> tuple[keras.Model, Any]:
-    return model, families.inputs_for(model, count)
+    return model, families.photographs_for(model, count)
 
 
 if __name__ == "__main__":

@@ -368,3 +368,21 @@ def inputs_for(model, count=2):
         ),
         model.input,
     )
+
+
+def photographs_for(model, count):
+    """Inputs for `Model.predict`: images that differ as photographs do, in brightness and in the large.
+
+    Mere noise is nearly the same in all examples once it is pooled, and BN would enlarge the rounding of what
+    is left.
+    """
+    return keras.tree.map_structure(lambda tensor: _photographs(tensor, count), model.input)
+
+
+def _photographs(tensor, count):
+    rng = np.random.default_rng(1)
+    rows, columns, channels = (length or 64 for length in tensor.shape[1:])
+    coarse = rng.normal(size=(count, 4, 4, channels))
+    large = coarse[:, np.arange(rows) * 4 // rows][:, :, np.arange(columns) * 4 // columns]
+    brightness = rng.normal(size=(count, 1, 1, channels))
+    return (large + brightness + 0.3 * rng.normal(size=large.shape)).astype(tensor.dtype)
