@@ -1,9 +1,7 @@
 """Exports at batch size 1 of the same network written as a plain graph and with custom layers.
 
 `python -m benchmarks.custom_layers` builds a network of inverted residuals (MobileNetV2's plan) as a plain
-graph of Keras's layers, with its BN layers inside custom layers, and as a subclassed model. It takes
-EfficientNetB0 from keras.applications, a plain graph, and from KerasHub, whose BN layers are inside layers of
-its own.
+graph of Keras's layers, with its BN layers inside custom layers, and as a subclassed model.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ BLOCKS = (
 )
 TEXT = """
 Milliseconds of one 224x224 image (median) in exports of `keras_bn.export`, and the ratio to the plain graph
-with the same number of intra-op and inter-op threads. All variants of a network take turns in one run.
+with the same number of intra-op and inter-op threads. All take turns in one run.
 """
 
 
@@ -116,26 +114,6 @@ def subclassed() -> keras.Model:
     return model
 
 
-def efficientnet_of_keras_hub() -> keras.Model:
-    from keras_hub.models import EfficientNetBackbone
-
-    backbone = EfficientNetBackbone(
-        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
-        stackwise_num_repeats=[1, 2, 2, 3, 3, 4, 1],
-        stackwise_input_filters=[32, 16, 24, 40, 80, 112, 192],
-        stackwise_output_filters=[16, 24, 40, 80, 112, 192, 320],
-        stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
-        stackwise_squeeze_and_excite_ratios=[0.25] * 7,
-        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
-        stackwise_block_types=["v1"] * 7,
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        input_shape=(224, 224, 3),
-    )
-    x = layers.GlobalAveragePooling2D()(backbone.output)
-    return keras.Model(backbone.input, layers.Dense(1000, activation="softmax")(x))
-
-
 def with_statistics(model: keras.Model) -> keras.Model:
     """Random weights cost the same as trained ones; population statistics must not be 0 and 1."""
     random = np.random.default_rng(0)
@@ -163,29 +141,25 @@ def session(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndar
     return lambda: run(image)
 
 
-NETWORKS: dict[str, dict[str, Callable[[], keras.Model]]] = {
-    "inverted residuals": {"plain": plain, "custom layers": custom_layers, "subclassed model": subclassed},
-    "EfficientNetB0": {
-        "plain": lambda: keras.applications.EfficientNetB0(weights=None),
-        "KerasHub's layers": efficientnet_of_keras_hub,
-    },
+VARIANTS: dict[str, Callable[[], keras.Model]] = {
+    "plain": plain,
+    "custom layers": custom_layers,
+    "subclassed model": subclassed,
 }
 
 
 def main() -> None:
     print(machine())
     print(TEXT)
-    rows = [row for name, variants in NETWORKS.items() for row in _rows(name, variants)]
-    columns = [f"{count}/{count}" for count in THREADS]
-    print(table(["network", "", *columns, "export s"], rows))
+    print(table(["written as", *(f"{count}/{count}" for count in THREADS), "export s"], _rows()))
 
 
-def _rows(name: str, variants: dict[str, Callable[[], keras.Model]]) -> list[list[str]]:
+def _rows() -> list[list[str]]:
     image = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
     examples = np.random.default_rng(1).uniform(-1, 1, (4, 224, 224, 3)).astype(np.float32)
     candidates, took = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for variant, make in variants.items():
+        for variant, make in VARIANTS.items():
             model, start = with_statistics(make()), time.perf_counter()
             path = keras_bn.export(model, Path(folder) / variant, examples=examples)
             took[variant] = time.perf_counter() - start
@@ -200,8 +174,8 @@ def _rows(name: str, variants: dict[str, Callable[[], keras.Model]]) -> list[lis
         return f"{1e3 * own:.1f} ({own / base:.2f})"
 
     return [
-        [name, variant, *(cell(variant, count) for count in THREADS), f"{took[variant]:.1f}"]
-        for variant in variants
+        [variant, *(cell(variant, count) for count in THREADS), f"{took[variant]:.1f}"]
+        for variant in VARIANTS
     ]
 
 
