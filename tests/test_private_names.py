@@ -211,3 +211,28 @@ def test_a_compiled_function_has_its_options_copied():
     )
     assert other.input_signature == function.input_signature
     np.testing.assert_array_equal(other([3.0]), [6.0])
+
+
+def test_a_jitted_function_has_its_options_copied():
+    jax = pytest.importorskip("jax")
+    from keras_bn._compiled_functions import compiled_alike, is_compiled_function, python_function
+
+    def times(x, count):
+        return sum([x] * count)  # needs `count` as a number
+
+    function = jax.jit(times, static_argnums=1)
+    assert is_compiled_function(function) and not is_compiled_function(times)
+    assert python_function(function) is times
+    np.testing.assert_array_equal(compiled_alike(function, lambda x, n: times(x, n + 1))(2.0, 2), 6.0)
+
+
+def test_a_function_of_torch_tells_what_it_was_compiled_of():
+    torch = pytest.importorskip("torch")
+    from keras_bn._compiled_functions import is_compiled_function, python_function
+
+    def double(x):
+        return x * 2
+
+    function = torch.compile(double, backend="eager")
+    assert is_compiled_function(function) and not is_compiled_function(double)
+    assert python_function(function) is double

@@ -35,7 +35,8 @@ class FrozenBatchNormalization(BatchNormalization):
 
     def original_layer(self) -> keras.Layer:
         """Create the replaced layer again, without weights."""
-        return keras.saving.deserialize_keras_object(self._original)
+        unbuilt = {key: value for key, value in self._original.items() if key != "build_config"}
+        return keras.saving.deserialize_keras_object(unbuilt)
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""

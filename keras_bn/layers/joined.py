@@ -42,6 +42,8 @@ class JoinedBatchNormalization(keras.layers.Layer):
         layer: A Dense layer or a convolution (Conv1D, Conv2D, Conv3D, also grouped, transposed, depthwise or
             separable) without an activation and an activity regularizer.
         normalization: The BN layer, Keras's or ours, over the channels of `layer`.
+        pair: Number of the `AbsorbedBatchNormalization` that `keras_bn.freeze` put in the place of
+            `normalization`. None if there is none.
         **kwargs: Arguments of every Keras layer. By default, the name is that of `normalization` and the
             dtype policy is that of `layer`.
 
@@ -62,7 +64,9 @@ class JoinedBatchNormalization(keras.layers.Layer):
 
     frozen_statistics = True
 
-    def __init__(self, layer: keras.Layer, normalization: keras.Layer, **kwargs: Any) -> None:
+    def __init__(
+        self, layer: keras.Layer, normalization: keras.Layer, pair: int | None = None, **kwargs: Any
+    ) -> None:
         kwargs.setdefault("name", normalization.name)
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(**kwargs)
@@ -83,6 +87,7 @@ class JoinedBatchNormalization(keras.layers.Layer):
             )
         self.layer = layer
         self.normalization = normalization
+        self.pair = pair
         self.supports_masking = layer.supports_masking
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -154,10 +159,10 @@ class JoinedBatchNormalization(keras.layers.Layer):
         return tuple(self.layer.compute_output_shape(input_shape))
 
     def get_config(self) -> dict[str, Any]:
-        """Both layers, serialized."""
+        """Both layers, serialized, and the number of the pair."""
         layers = {"layer": self.layer, "normalization": self.normalization}
         serialized = {name: keras.saving.serialize_keras_object(layer) for name, layer in layers.items()}
-        return {**super().get_config(), **serialized}
+        return {**super().get_config(), **serialized, "pair": self.pair}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> JoinedBatchNormalization:
@@ -166,6 +171,39 @@ class JoinedBatchNormalization(keras.layers.Layer):
             name: keras.saving.deserialize_keras_object(config[name]) for name in ("layer", "normalization")
         }
         return cls(**config | layers)
+
+
+@keras.saving.register_keras_serializable(package="keras_bn")
+class AbsorbedBatchNormalization(keras.layers.Layer):
+    """Returns its inputs. It stands for a BN layer that the `JoinedBatchNormalization` before it computes.
+
+    `keras_bn.freeze` creates it where the code of a custom layer or model calls the two layers, and
+    `keras_bn.unfreeze` puts the BN layer back in its place.
+
+    Args:
+        pair: Number that it shares with its `JoinedBatchNormalization`.
+        **kwargs: Arguments of every Keras layer. The name is that of the BN layer.
+
+    >>> tuple(AbsorbedBatchNormalization(pair=0)(np.ones((1, 2))).shape)
+    (1, 2)
+    """
+
+    def __init__(self, pair: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs, autocast=False)
+        self.pair = pair
+        self.supports_masking = True
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """The inputs; `training` and `mask`, which BN takes, make no difference."""
+        return inputs
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the inputs."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "pair": self.pair}
 
 
 def population_affine(normalization: Any) -> tuple[Any, Any]:

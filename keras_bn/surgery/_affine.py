@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -65,12 +66,28 @@ def affine_of(call: Call) -> Affine:
     Raises:
         KerasBNError: if a weight or statistic makes it NaN or infinite.
     """
-    layer = call.layer
     rank = len(call.node.input_tensors[0].shape)
     shape = [1] * (rank - 1)
-    shape[layer.axis % rank - 1] = -1
-    scale, offset = inference_affine(layer, call.path)
+    shape[normalized_axis(call) - 1] = -1
+    scale, offset = inference_affine(call.own_layer, call.path)
     return Affine(scale, offset).mapped(lambda v: v.reshape(shape))
+
+
+def normalized_axis(call: Call) -> int:
+    """The axis of the inputs of `call` that its BN layer, perhaps in a TimeDistributed, normalizes."""
+    layer, rank = call.own_layer, len(call.node.input_tensors[0].shape)
+    return layer.axis % rank if layer is call.layer else layer.axis % (rank - 1) + 1
+
+
+def on_a_step(affine: Affine) -> Affine:
+    """A map on all steps of a TimeDistributed as a map on each.
+
+    Raises:
+        Blocked: if it differs from step to step.
+    """
+    if affine.scale.shape[0] != 1:
+        raise Blocked("scale and offset differ from step to step")
+    return affine.mapped(lambda v: v[0])
 
 
 def inference_affine(layer: Any, path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -151,6 +168,8 @@ _ZERO_PADDINGS = (_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPadd
 
 
 def _pass(call: Call, affine: Affine, backward: bool) -> Affine:
+    if call.own_layer is not call.layer:
+        return _pass(_step_of(call), on_a_step(affine), backward).mapped(lambda v: v[None])
     layer, kind = call.layer, type(call.layer)
     if kind in _IDENTITY_AT_INFERENCE or _is_linear_activation(layer):
         if call.kwargs.get("training"):
@@ -170,6 +189,14 @@ def _pass(call: Call, affine: Affine, backward: bool) -> Affine:
         order = np.array(layer.dims) - 1
         return affine.mapped(lambda v: v.transpose(np.argsort(order) if backward else order))
     raise Blocked(f"{call.path} ({kind.__name__}) lies between")
+
+
+def _step_of(call: Call) -> Call:
+    """The call of the layer in a TimeDistributed on one step."""
+    tensors = (call.node.input_tensors, call.node.outputs)
+    inputs, outputs = ([keras.KerasTensor((t.shape[0], *t.shape[2:])) for t in part] for part in tensors)
+    node = SimpleNamespace(input_tensors=inputs, outputs=outputs)
+    return replace(call, layer=call.own_layer, node=node)
 
 
 def _is_linear_activation(layer: Any) -> bool:

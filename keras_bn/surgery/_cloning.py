@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from keras_bn import _keras
-from keras_bn._tensorflow import compiled_alike, is_compiled_function
+from keras_bn._compiled_functions import compiled_alike, is_compiled_function, python_function
 
 _FUNCTIONS_OF_TRAINING = ("train_function", "test_function", "predict_function")
 _ATOMIC = (type, types.ModuleType, types.BuiltinFunctionType, str, bytes, int, float, complex, type(None))
@@ -96,7 +96,7 @@ def exchanged_in_place(model: Any, exchanged: Iterable[tuple[Any, Any]]) -> Iter
         if id(value) in new:
             return new[id(value)]
         if is_compiled_function(value) and web.reaches(value):  # its traces have the old layers in them
-            new[id(value)] = compiled_alike(value, swapped(value.python_function))
+            new[id(value)] = compiled_alike(value, swapped(python_function(value)))
             return new[id(value)]
         if isinstance(value, _IMMUTABLE) and web.reaches(value):
             old_parts = list(_parts(value))
@@ -205,6 +205,9 @@ def _parts(each: Any) -> Iterator[Any]:
     """The contents of an object that can matter to a model."""
     if isinstance(each, _ATOMIC) or _is_storage(each):
         return
+    if is_compiled_function(each):
+        yield python_function(each)
+        return
     if isinstance(each, dict):
         yield from each.keys()
         yield from each.values()
@@ -218,9 +221,6 @@ def _parts(each: Any) -> Iterator[Any]:
         yield from (each.__self__, each.__func__)
     elif isinstance(each, functools.partial):
         yield from (each.func, *each.args, *each.keywords.values())
-    elif is_compiled_function(each):
-        yield each.python_function
-        return
     elif _is_foreign(each):
         return
     yield from _attributes(each).values()
@@ -275,13 +275,13 @@ def _shell(old: Any, new_of: Callable[[Any], Any]) -> Any:
         return _immutable(old, [new_of(part) for part in old])
     if _is_storage(old) or isinstance(old, np.ndarray):
         return copy.deepcopy(old)
+    if is_compiled_function(old):
+        return compiled_alike(old, new_of(python_function(old)))
     if isinstance(old, types.FunctionType):
         cells = None if old.__closure__ is None else tuple(types.CellType() for _ in old.__closure__)
         function = types.FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__, cells)
         function.__kwdefaults__ = old.__kwdefaults__
         return function
-    if is_compiled_function(old):
-        return compiled_alike(old, new_of(old.python_function))
     if isinstance(old, types.MethodType):
         return types.MethodType(new_of(old.__func__), new_of(old.__self__))
     if isinstance(old, functools.partial):

@@ -58,11 +58,9 @@ class Copies:
     def note(self, layers: Iterable[Any]) -> None:
         """Remember the `trainable` flags of layers that are no copies."""
         copies = {id(copy) for _, copy in self._pairs.values()}
-        self._new += [
-            (layer, layer.trainable)
-            for layer in layers
-            if id(layer) not in copies and isinstance(layer, keras.Layer)
-        ]
+        for layer in layers:
+            if id(layer) not in copies and isinstance(layer, keras.Layer):
+                self._new += [(each, each.trainable) for each in flatten_layers(layer)]
 
     def transfer_state(self) -> None:
         """Give the copies that were made anew, now built, the weights and flags of the originals."""
@@ -82,6 +80,23 @@ class Copies:
             layer.trainable = rebuilt.get(id(layer), trainable)
         for layer, trainable in self._new:
             layer.trainable = trainable
+
+
+def called_alike(called: Any, layer: Any, name: str | None = None) -> Any:
+    """A layer as it is called in the place of another: in a TimeDistributed where that is one.
+
+    Args:
+        called: the layer that was called before.
+        layer: what is called instead, on every step of a TimeDistributed.
+        name: that of the new TimeDistributed; None for the name of the old one.
+    """
+    if type(called) is not keras.layers.TimeDistributed:
+        return layer
+    flag = layer.trainable
+    wrapper = keras.layers.TimeDistributed(layer, name=name or called.name, dtype=called.dtype_policy)
+    wrapper.trainable = called.trainable
+    layer.trainable = flag  # which that of the wrapper has changed
+    return wrapper
 
 
 def constructor(model: keras.Model) -> Callable[..., keras.Model]:

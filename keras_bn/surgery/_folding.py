@@ -13,19 +13,27 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.layers.channel_affine import ChannelAffine
 from keras_bn.layers.linear import CONVOLUTIONS, DEPTHWISE, KINDS
-from keras_bn.surgery._affine import Affine, Blocked, affine_of, after, before, inference_affine
+from keras_bn.surgery._affine import (
+    Affine,
+    Blocked,
+    affine_of,
+    after,
+    before,
+    inference_affine,
+    normalized_axis,
+)
 from keras_bn.surgery._checks import check_model
 from keras_bn.surgery._cloning import Clone, exchanged_in_place, layers_in
-from keras_bn.surgery._copying import compile_alike
+from keras_bn.surgery._copying import called_alike, compile_alike
 from keras_bn.surgery._inlining import Inlined, inlined_exactly
-from keras_bn.surgery._linear import Linear, misplaces_bias, why_not_plain
+from keras_bn.surgery._linear import Linear, Stepwise, misplaces_bias, why_not_plain
 from keras_bn.surgery._noise import called_in_training
 from keras_bn.surgery.graph import Call, graph_in, rewrite, walk
 from keras_bn.surgery.normalizations import in_training_mode, is_batch_normalization
 from keras_bn.surgery.report import Row
 
 # The result for each call, by path: a BN layer that is merged, or a layer with other weights.
-Changes: TypeAlias = "dict[str, Affine | Linear]"
+Changes: TypeAlias = "dict[str, Affine | Linear | Stepwise]"
 
 
 class FoldPlan:
@@ -69,19 +77,20 @@ class FoldPlan:
         self.notes += self._graph.notes()
         self._calls: dict[int, list[Call]] = {}
         for call in found:
-            self._calls.setdefault(id(call.layer), []).append(call)
+            self._calls.setdefault(id(call.own_layer), []).append(call)
         for call in found:
-            if is_batch_normalization(call.layer) and _is_plain(call.layer):
+            layer = call.own_layer
+            if is_batch_normalization(layer) and _is_plain(layer):
                 self._state[call.path] = affine_of(call)
         seen = set()
         for call in found:
-            state = self._state.get(call.path)
-            seen.add(id(call.layer))
+            state, layer = self._state.get(call.path), call.own_layer
+            seen.add(id(layer))
             if isinstance(state, Affine):
                 self.rows.append(self._place(call, state))
-            elif is_batch_normalization(call.layer):
-                reason = f"{type(call.layer).__name__} may not normalize as BatchNormalization does"
-                self.rows.append(Row(call.path, type(call.layer).__name__, "left alone", reason))
+            elif is_batch_normalization(layer):
+                reason = f"{type(layer).__name__} may not normalize as BatchNormalization does"
+                self.rows.append(Row(call.own_path, type(layer).__name__, "left alone", reason))
             elif isinstance(call.layer, keras.Layer) and graph_in(call.layer) is None:
                 self.rows += self._inside(call, seen)
         for path, layer in self._graph.normalizations(normalizations):
@@ -130,17 +139,24 @@ class FoldPlan:
             return [copy(call.layer, weights=state.weights(), **state.changes, **padding)]
         if padding:
             return [copy(call.layer, **padding)]
+        if isinstance(state, Stepwise):
+            linear = state.linear
+            inner = copy(linear.layer, weights=linear.weights(), **linear.changes)
+            return [called_alike(call.layer, inner)]
         if isinstance(state, Affine):
-            layer = ChannelAffine(call.layer.axis, name=self._name(call), dtype=call.layer.dtype_policy)
+            axis, rank = normalized_axis(call), len(call.node.input_tensors[0].shape)
+            last = axis == rank - 1
+            policy = call.own_layer.dtype_policy
+            layer = ChannelAffine(-1 if last else axis, name=self._name(call), dtype=policy)
             layer.build(call.node.input_tensors[0].shape)
-            layer.set_weights(state.vectors(call.layer.axis))
+            layer.set_weights(state.vectors(axis))
             return [layer]
         return None
 
     def _place(self, call: Call, affine: Affine) -> Row:
-        kind = type(call.layer).__name__
+        path, kind = call.own_path, type(call.own_layer).__name__
         if call.path in self._absorbed:  # with an earlier call of the same layer
-            return Row(call.path, kind, "folded", f"into {call.producers[0].path}")
+            return Row(path, kind, "folded", f"into {call.producers[0].path}")
         blocked = []
         searches: tuple[Callable[[], Any], ...] = (
             lambda: self._into_producers(call, [affine]),
@@ -154,12 +170,12 @@ class FoldPlan:
                 continue
             self._state.update(changes)
             self._absorbed.add(call.path)
-            return Row(call.path, kind, "folded", "into " + ", ".join(changes))
+            return Row(path, kind, "folded", "into " + ", ".join(changes))
         if changes := self._into_shared(call, affine):
             self._state.update(changes)
-            self._absorbed.update(each.path for each in self._calls[id(call.layer)])
-            return Row(call.path, kind, "folded", f"into {call.producers[0].path}")
-        return Row(call.path, kind, "multiply-add", f"before it, {blocked[0]}; after it, {blocked[1]}")
+            self._absorbed.update(each.path for each in self._calls[id(call.own_layer)])
+            return Row(path, kind, "folded", f"into {call.producers[0].path}")
+        return Row(path, kind, "multiply-add", f"before it, {blocked[0]}; after it, {blocked[1]}")
 
     def _into_producers(self, call: Call, affines: list[Affine]) -> Changes:
         """The changes that make the producers of `call` take up maps on its inputs."""
@@ -183,9 +199,11 @@ class FoldPlan:
 
         There are none unless the BN layer follows every call of that layer, and nothing else.
         """
-        calls = self._calls[id(call.layer)]
+        calls = self._calls[id(call.own_layer)]
         producers = [producer for each in calls for producer in each.producers[:1]]
         layers = {id(producer.layer) for producer in producers}
+        if any(each.own_layer is not each.layer for each in (*calls, *producers)):
+            return {}
         if len(calls) < 2 or len(layers) > 1 or not len(producers) == len(calls) == self._uses(producers[0]):
             return {}
         if any(each.is_output or len(each.consumers) > 1 or each.path in self._state for each in producers):
@@ -210,27 +228,32 @@ class FoldPlan:
                 changes |= self._into_consumers(consumer, after(consumer, affine))
         return changes
 
-    def _taking(self, call: Call) -> Affine | Linear | None:
+    def _taking(self, call: Call) -> Affine | Linear | Stepwise | None:
         """The present form of `call`, or None if no map can be folded into it."""
         if call.path in self._state:
             return self._state[call.path]
         linear = self._linear(call)
         if linear is not None and self._uses(call) > 1:
-            raise Blocked(f"{call.layer.name} is called {self._uses(call)} times")
+            raise Blocked(f"{call.own_layer.name} is called {self._uses(call)} times")
         return linear
 
-    def _linear(self, call: Call) -> Linear | None:
-        if type(call.layer) not in KINDS:
+    def _linear(self, call: Call) -> Linear | Stepwise | None:
+        layer = call.own_layer
+        if type(layer) not in KINDS:
             return None
-        if reason := why_not_plain(call.layer):
+        if reason := why_not_plain(layer):
             raise Blocked(f"{call.path} {reason}")
-        if misplaces_bias(call.layer, call.node.outputs[0].shape):
+        stepwise = layer is not call.layer
+        shapes = [tuple(t.shape) for t in (call.node.input_tensors[0], call.node.outputs[0])]
+        inputs, outputs = [(s[0], *s[2:]) if stepwise else s for s in shapes]
+        if misplaces_bias(layer, outputs):
             raise Blocked(f"{call.path} may have its bias added along the last axis")
-        return Linear.of(call.layer, tuple(call.node.input_tensors[0].shape))
+        linear = Linear.of(layer, inputs)
+        return Stepwise(linear) if stepwise else linear
 
     def _uses(self, call: Call) -> int:
         """How often the layer of a call is called."""
-        return len(self._calls[id(call.layer)])
+        return len(self._calls[id(call.own_layer)])
 
     def _name(self, call: Call) -> str:
         """The BN layer's own name, if another call of it has not taken that."""
@@ -316,10 +339,10 @@ class FoldPlan:
             self.rows.append(Row(call.path, type(call.layer).__name__, "absorbed", reason))
 
 
-def _representable(call: Call, state: Affine | Linear) -> Affine | Linear:
+def _representable(call: Call, state: Affine | Linear | Stepwise) -> Affine | Linear | Stepwise:
     """`state` itself, if it is still what its layer can hold: a BN layer holds one number per channel."""
     if isinstance(state, Affine):
-        state.vectors(call.layer.axis)
+        state.vectors(normalized_axis(call))
     return state
 
 

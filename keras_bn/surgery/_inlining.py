@@ -22,12 +22,34 @@ from keras_bn.errors import KerasBNError
 from keras_bn.layers.weight import Weight
 from keras_bn.surgery._cloning import Clone, layers_in
 from keras_bn.surgery._copying import Copies, constructor, parameters
-from keras_bn.surgery._noise import differs_on_noise
-from keras_bn.surgery.graph import Call, calls, check, graph_in, is_graph, rewrite, walk
+from keras_bn.surgery._inputs import symbolic_inputs
+from keras_bn.surgery._noise import differs
+from keras_bn.surgery.graph import (
+    Call,
+    UncallableError,
+    calls,
+    check,
+    graph_in,
+    is_graph,
+    rewrite,
+    walk,
+)
 
 
 class _Closed(Exception):
     """A layer cannot be inlined; the message says why."""
+
+
+class UnseenError(KerasBNError):
+    """A subclassed model cannot be inlined.
+
+    Attributes:
+        reason: why, for a row of a report.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Inlined:
@@ -45,11 +67,12 @@ class Inlined:
     Attributes:
         model: The copy, Functional or Sequential. Nothing else uses it, so its layers may be taken over.
         paths: the path of every layer of the copy, by identity, as it is in the donor.
+        donors: the layer of the donor, by the identity of its copy.
         opened: the paths of the layers that were inlined.
         closed: why the others that hold layers of interest were not, by path.
 
     Raises:
-        KerasBNError: the model is subclassed, and its `call` cannot be inlined.
+        UnseenError: the model is subclassed, and its `call` cannot be inlined.
     """
 
     def __init__(
@@ -69,6 +92,7 @@ class Inlined:
             check(model)
         clone = self._clone = Clone(model)
         self.paths = {id(clone.of(layer)): path for path, layer in layers_in(model)}
+        self.donors = {id(clone.of(layer)): layer for _, layer in layers_in(model)}
         self._from_configuration = {id(clone.of(each)) for each in _made_from_configuration(model)}
         self._named: set[str] = set()
         self.model = clone.model if is_graph(model) else self._root(clone.model)
@@ -139,15 +163,18 @@ class Inlined:
     def _root(self, model: keras.Model) -> keras.Model:
         """A graph of what a subclassed model does."""
         if "" in self.closed:
-            raise KerasBNError(f"Model {model.name!r} ({type(model).__name__}): {self.closed['']}.")
-        inputs = _inputs_of(model)
+            raise UnseenError(
+                f"Model {model.name!r} ({type(model).__name__}): {self.closed['']}.", self.closed[""]
+            )
+        inputs = symbolic_inputs(model)
         try:
             outputs = self.call(model, (inputs,), {})
         except _Closed as reason:
-            raise KerasBNError(
+            raise UnseenError(
                 f"Model {model.name!r} is subclassed ({type(model).__name__}), and its graph cannot be seen: "
                 f"{reason}. Rebuild it with the functional API, keras.Model(inputs, outputs), or operate on "
-                "the Functional or Sequential models it holds and put the results in their place."
+                "the Functional or Sequential models it holds and put the results in their place.",
+                str(reason),
             ) from reason
         self.opened[""] = type(model).__name__
         return keras.Model(inputs, outputs, name=model.name)
@@ -231,13 +258,28 @@ class Inlined:
         return name
 
 
-def inlined_exactly(model: keras.Model, wanted: Callable[[Any], bool], trainable: bool = False) -> Inlined:
-    """A model inlined as far as its outputs stay what they are, to the bit."""
+def inlined_exactly(
+    model: keras.Model, wanted: Callable[[Any], bool], trainable: bool = False, data: Any = None
+) -> Inlined:
+    """A model inlined as far as its outputs stay what they are, to the bit.
+
+    Args:
+        model: as for `Inlined`.
+        wanted: as for `Inlined`.
+        trainable: as for `Inlined`.
+        data: one batch of inputs to compare the outputs on; None for noise.
+    """
+    opened: Iterable[str] = ()
     for loadable in (True, False):
-        inlined = Inlined(model, wanted, trainable, loadable=loadable)
-        if not inlined.opened or not differs_on_noise(model, inlined.model):
+        try:
+            inlined = Inlined(model, wanted, trainable, loadable=loadable)
+        except UncallableError:  # a part of what was inlined cannot be called again
+            opened = [path for path, layer in layers_in(model) if _is_own(layer)]
+            continue
+        if not inlined.opened or not differs(model, inlined.model, data):
             return inlined
-    return Inlined(model, wanted, trainable, keep=inlined.opened)
+        opened = inlined.opened
+    return Inlined(model, wanted, trainable, keep=opened)
 
 
 class _Opening:
@@ -389,23 +431,3 @@ def _losses_noticed(layer: Any) -> Iterator[list[Any]]:
         yield losses
     finally:
         del vars(layer)["add_loss"]
-
-
-def _inputs_of(model: keras.Model) -> Any:
-    """Symbolic inputs for a subclassed model, of the shapes that it was built for."""
-    config = model.get_build_config() or {}
-    shapes = config.get("input_shape", config.get("shapes_dict"))
-    if shapes is None:
-        raise KerasBNError(
-            f"Model {model.name!r} does not know the shape of its inputs; call it on a batch first."
-        )
-    name = next(iter(parameters(model.call)), "inputs")
-    return _symbolic(shapes, name, model.input_dtype)
-
-
-def _symbolic(shapes: Any, name: str, dtype: str) -> Any:
-    if isinstance(shapes, dict):
-        return {key: _symbolic(shape, str(key), dtype) for key, shape in shapes.items()}
-    if shapes and isinstance(shapes[0], (list, tuple)):
-        return [_symbolic(shape, f"{name}_{index}", dtype) for index, shape in enumerate(shapes)]
-    return keras.Input(batch_shape=(None, *shapes[1:]), name=name, dtype=dtype)

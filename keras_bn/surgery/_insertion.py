@@ -12,7 +12,7 @@ from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import along
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery import _regularization
-from keras_bn.surgery._copying import Copies
+from keras_bn.surgery._copying import Copies, called_alike
 from keras_bn.surgery._placement import Place
 from keras_bn.surgery.graph import Call
 from keras_bn.surgery.normalizations import averaged_variance
@@ -59,7 +59,7 @@ class Insertion:
 
     def bias_dropped_at(self, place: Place) -> np.ndarray | None:
         """The bias that the layer at a place loses, None if it has none or keeps it."""
-        layer = place.call.layer
+        layer = place.layer
         return ops.convert_to_numpy(layer.bias) if self._drop_bias and layer.use_bias else None
 
     def edit(self, call: Call, copy: Copies) -> list[Any] | None:
@@ -75,21 +75,20 @@ class Insertion:
         return chain
 
     def _copied(self, call: Call, copy: Copies) -> Any:
+        layer = call.own_layer
         changes: dict[str, Any] = {}
-        if self._l2_factor != 1.0 and (changes := _regularization.scaled_l2(call.layer, self._l2_factor)):
+        if self._l2_factor != 1.0 and (changes := _regularization.scaled_l2(layer, self._l2_factor)):
             self._note(call, "L2 scaled", f"by {self._l2_factor:g}: {', '.join(sorted(changes))}")
         place = self._places.get(call.path)
         if place and place.activation is not None:
             changes |= {"activation": "linear", "activity_regularizer": None}
         if place and self.bias_dropped_at(place) is not None:
-            kept = [
-                ops.convert_to_numpy(weight) for weight in call.layer.weights if weight is not call.layer.bias
-            ]
-            return copy(call.layer, kept, use_bias=False, **changes)
-        return copy(call.layer, **changes)
+            kept = [ops.convert_to_numpy(weight) for weight in layer.weights if weight is not layer.bias]
+            return called_alike(call.layer, copy(layer, kept, use_bias=False, **changes))
+        return called_alike(call.layer, copy(layer, **changes)) if changes else copy(call.layer)
 
     def _normalization(self, place: Place) -> Any:
-        layer = place.call.layer
+        layer = place.layer
         arguments = {"trainable": layer.trainable, **self._layer_arguments}
         try:
             made = self._layer(
@@ -103,7 +102,7 @@ class Insertion:
         return made
 
     def _note(self, call: Call, action: str, reason: str) -> None:
-        self.rows.append(Row(call.path, type(call.layer).__name__, action, reason))
+        self.rows.append(Row(call.own_path, type(call.own_layer).__name__, action, reason))
 
 
 def make_identity(layer: Any, bias: np.ndarray | None, moments: PopulationMoments) -> None:
@@ -137,8 +136,8 @@ def identity_row(place: Place, layer: Any, bias: np.ndarray | None) -> Row:
     reason += ", activation split out" if place.activation is not None else ""
     reason += ", bias absorbed" if bias is not None else ""
     return Row(
-        place.call.path,
-        type(place.call.layer).__name__,
+        place.call.own_path,
+        type(place.layer).__name__,
         "retrofitted",
         reason,
         float(ops.convert_to_numpy(difference)),
@@ -147,18 +146,23 @@ def identity_row(place: Place, layer: Any, bias: np.ndarray | None) -> Row:
 
 def _split_out(place: Place) -> list[Any]:
     """The fused activation as a layer of its own, with the activity regularizer, which acts on its output."""
-    activation, layer = place.activation, place.call.layer
+    activation, layer = place.activation, place.layer
     if activation is None:
         return []
     if isinstance(activation, keras.Layer):
         name = place.call.name_for(activation.name)
-        return [type(activation).from_config(activation.get_config() | {"name": name})]
+        return [
+            called_alike(
+                place.call.layer, type(activation).from_config(activation.get_config() | {"name": name})
+            )
+        ]
     function = getattr(activation, "__name__", "")
     name = place.call.name_for(function if function.isidentifier() else "activation")
     regularizer = layer.activity_regularizer
-    return [
-        keras.layers.Activation(activation, name=name, dtype=_policy(layer), activity_regularizer=regularizer)
-    ]
+    made = keras.layers.Activation(
+        activation, name=name, dtype=_policy(layer), activity_regularizer=regularizer
+    )
+    return [called_alike(place.call.layer, made, name)]
 
 
 def _policy(layer: Any) -> Any:

@@ -22,7 +22,7 @@ from keras_bn.layers.linear import (
     is_linear,
     vector_shape,
 )
-from keras_bn.surgery._affine import Affine, Blocked
+from keras_bn.surgery._affine import Affine, Blocked, on_a_step
 
 _BFLOAT16_MAX = (2 - 2**-7) * 2.0**127  # NumPy knows the other types
 
@@ -178,6 +178,21 @@ class Linear:
         lengths = [n for i, n in enumerate(self.input_shape) if i not in (0, self.axis)]
         sizes = zip(lengths, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
         return any(_padding(layer.padding, *size) for size in sizes)
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """The weights of a layer that a TimeDistributed calls on every step."""
+
+    linear: Linear
+
+    def then(self, affine: Affine) -> Stepwise:
+        """As `Linear.then`, of a map that is the same at every step."""
+        return Stepwise(self.linear.then(on_a_step(affine)))
+
+    def after(self, affine: Affine) -> Stepwise:
+        """As `Linear.after`, of a map that is the same at every step."""
+        return Stepwise(self.linear.after(on_a_step(affine)))
 
 
 def _sum(bias: NDArray[np.float64] | None, shift: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bn.errors import KerasBNError
+from keras_bn.surgery._inputs import symbolic_inputs
 from keras_bn.surgery._state import state_kept
 
 
@@ -28,10 +30,28 @@ def change_on_noise(before: keras.Model, after: keras.Model, data: Any = None) -
         return None
 
 
-def differs_on_noise(before: keras.Model, after: keras.Model) -> bool:
-    """Whether an output of two examples of noise differs by a bit, or only the second model fails on them.
+def differs(before: keras.Model, after: keras.Model, data: Any = None) -> bool:
+    """Whether an output differs by a bit, or only the second model fails, on data or on noise.
 
-    False where that cannot be seen: a model takes no floats, or the first one fails on noise too.
+    False where that cannot be seen: without data, a model takes strings, or the first one fails too.
+    """
+    inputs = _noise_for(before if getattr(before, "inputs", None) else after, True) if data is None else data
+    try:
+        expected = [] if inputs is None else _outputs(before, inputs)
+    except Exception:  # as above
+        return False
+    try:
+        outputs = _outputs(after, inputs) if expected else []
+    except Exception:  # what an operation raises is a matter of the backend
+        return True
+    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, outputs, strict=True))
+
+
+def fails_on_noise(before: keras.Model, after: keras.Model, tolerance: float = 0.1) -> bool:
+    """Whether only the second model fails on noise, or an output is off by more than rounding explains.
+
+    Args:
+        tolerance: as a fraction of the largest value of the output.
     """
     noise = _noise_for(before if getattr(before, "inputs", None) else after)
     try:
@@ -40,9 +60,12 @@ def differs_on_noise(before: keras.Model, after: keras.Model) -> bool:
         return False
     try:
         outputs = _outputs(after, noise) if expected else []
-    except Exception:  # what an operation raises is a matter of the backend
+    except Exception:
         return True
-    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, outputs, strict=True))
+    return any(
+        np.abs(new - old).max(initial=0) > tolerance * np.abs(old).max(initial=0)
+        for old, new in zip(expected, outputs, strict=True)
+    )
 
 
 def _change(before: keras.Model, after: keras.Model, inputs: Any) -> float:
@@ -78,18 +101,35 @@ def called_in_training(model: keras.Model, layers: Sequence[Any]) -> list[Any]:
     return found
 
 
-def _noise_for(model: keras.Model) -> Any:
-    """Two examples for a model with a graph; None where it takes no floats."""
-    tensors = getattr(model, "inputs", None) or []
-    if not tensors or not all(keras.backend.is_float_dtype(tensor.dtype) for tensor in tensors):
+def _noise_for(model: keras.Model, integers: bool = False) -> Any:
+    """Two examples for a model; None where it takes no floats, or does not know what it takes.
+
+    Args:
+        integers: If True, integers are made up as well: zeros and ones, which most vocabularies have.
+    """
+    if getattr(model, "inputs", None):
+        inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    else:
+        try:
+            inputs = symbolic_inputs(model)
+        except KerasBNError:
+            return None
+    tensors = keras.tree.flatten(inputs)
+    types = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
+    floats = {each for each in types if keras.backend.is_float_dtype(each)}
+    if not tensors or "string" in types or (types != floats and not integers):
         return None
     random = np.random.default_rng(0)
     fixed = {tensor.shape[0] for tensor in tensors} - {None}
     count = fixed.pop() if fixed else 2
-    return keras.tree.map_structure(
-        lambda tensor: random.normal(size=(count, *(n or 64 for n in tensor.shape[1:]))).astype("float32"),
-        model.inputs[0] if isinstance(model, keras.Sequential) else model.input,
-    )
+
+    def values(tensor: Any) -> Any:
+        shape = (count, *(n or 64 for n in tensor.shape[1:]))
+        if keras.backend.is_float_dtype(tensor.dtype):
+            return random.normal(size=shape).astype("float32")
+        return random.integers(0, 2, shape).astype(tensor.dtype)
+
+    return keras.tree.map_structure(values, inputs)
 
 
 def _outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:

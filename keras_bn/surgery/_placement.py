@@ -45,7 +45,14 @@ class Place:
     @property
     def axis(self) -> int:
         """The channel axis of the layer's output."""
-        return 1 if getattr(self.call.layer, "data_format", None) == "channels_first" else -1
+        if getattr(self.layer, "data_format", None) != "channels_first":
+            return -1
+        return 1 if self.layer is self.call.layer else 2
+
+    @property
+    def layer(self) -> Any:
+        """The convolution or dense layer itself, perhaps in a TimeDistributed."""
+        return self.call.own_layer
 
 
 def places(inlined: Inlined, layers: Layers, before_activation: bool) -> tuple[list[Place], list[Row]]:
@@ -56,27 +63,44 @@ def places(inlined: Inlined, layers: Layers, before_activation: bool) -> tuple[l
     """
     found = calls(inlined.model, inlined.paths)
     flat = list(flatten(found))
-    chosen = select([c for c in flat if not c.node.is_input and graph_in(c.layer) is None], layers)
+    candidates = [c for c in flat if not c.node.is_input and graph_in(c.layer) is None]
+    chosen = select([_Candidate(call.own_layer, call.own_path) for call in candidates], layers)
     # A layer that is given by its very name is one that its user wants normalized.
     outputs = set(_output_paths(found)) - {call.path for call in flat if _is_named(call, layers)}
     reasons: dict[str, str] = {}
-    for call in flat:
-        if isinstance(call.layer, KINDS):
+    for call in candidates:
+        if isinstance(call.own_layer, KINDS):
             reasons[call.path] = _obstacle(call, chosen, outputs)
-        elif layers is not None and call.path in chosen:
-            reasons[call.path] = f"a normalization does not go after a {type(call.layer).__name__}"
+        elif layers is not None and call.own_path in chosen:
+            reasons[call.path] = f"a normalization does not go after a {type(call.own_layer).__name__}"
     # A layer that is called twice is one layer: its activation is split out at every call or at none.
-    obstructed = {id(call.layer): reasons[call.path] for call in flat if reasons.get(call.path)}
+    obstructed: dict[int, str] = {}
+    for call in flat:
+        if reason := reasons.get(call.path):
+            obstructed.setdefault(id(call.own_layer), f"its call {call.path} {_of_a_call(reason)}")
     result, rows = [], []
     for call in flat:
         if call.path in reasons:
-            if reason := obstructed.get(id(call.layer)):
-                rows.append(Row(call.path, type(call.layer).__name__, "left alone", reason))
+            if reason := reasons[call.path] or obstructed.get(id(call.own_layer)):
+                rows.append(Row(call.own_path, type(call.own_layer).__name__, "left alone", reason))
             else:
                 result.append(_place(call, before_activation))
         elif isinstance(call.layer, keras.Layer) and graph_in(call.layer) is None:
             rows += _hidden(call, inlined)
     return result, rows
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A layer that may be chosen."""
+
+    layer: Any
+    path: str
+
+
+def _of_a_call(reason: str) -> str:
+    """A reason as what is said of a call."""
+    return f"is {reason}" if reason.startswith(("already", "not ")) else reason
 
 
 def fused_activation(layer: Any) -> Any:
@@ -86,7 +110,7 @@ def fused_activation(layer: Any) -> Any:
 
 
 def _place(call: Call, before_activation: bool) -> Place:
-    fused = fused_activation(call.layer)
+    fused = fused_activation(call.own_layer)
     if before_activation:
         return Place(call, call, fused)
     follower = call.consumers[0] if fused is None and len(call.consumers) == 1 else None
@@ -94,14 +118,14 @@ def _place(call: Call, before_activation: bool) -> Place:
 
 
 def _obstacle(call: Call, chosen: set[str], outputs: set[str]) -> str:
-    if call.path not in chosen:
+    if call.own_path not in chosen:
         return "not among the chosen layers"
     if call.path in outputs:
         return "gives an output of the model"
     if normalization := _normalization_after(call):
-        kind = type(normalization.layer).__name__
-        return f"already followed by {kind} {normalization.layer.name!r}"
-    activation = fused_activation(call.layer)
+        layer = normalization.own_layer
+        return f"already followed by {type(layer).__name__} {layer.name!r}"
+    activation = fused_activation(call.own_layer)
     if isinstance(activation, keras.Layer) and activation.weights:
         return f"its activation {activation.name!r} has weights; make it a layer of its own first"
     return ""
@@ -145,14 +169,16 @@ def _output_paths(found: list[Call]) -> Iterator[str]:
 def _is_named(call: Call, layers: Layers) -> bool:
     """Whether `layers` has the name or path of a layer itself, not a pattern, class or predicate."""
     given = layers if isinstance(layers, (list, tuple, set)) else (layers,)
-    return any(name in (call.layer.name, call.path) for name in given if isinstance(name, str))
+    return any(
+        name in (call.own_layer.name, call.path, call.own_path) for name in given if isinstance(name, str)
+    )
 
 
 def _pools_features(call: Call) -> bool:
     """Whether it is the maximum over a window of rectified values: features, as of VGG, and no answers."""
     if not isinstance(call.layer, (_LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)):
         return False
-    producer = call.producers[0].layer
+    producer = call.producers[0].own_layer
     return isinstance(producer, _LAYERS.ReLU) or fused_activation(producer) is keras.activations.relu
 
 
@@ -164,7 +190,7 @@ def _normalization_after(call: Call) -> Call | None:
     pending = list(call.consumers)
     while pending:
         consumer = pending.pop(0)
-        if isinstance(consumer.layer, NORMALIZATIONS):
+        if isinstance(consumer.own_layer, NORMALIZATIONS):
             return consumer
         if _keeps_values(consumer):
             pending += consumer.consumers
@@ -186,4 +212,4 @@ def _size(shape: tuple[int | None, ...]) -> tuple[int, int]:
 
 def _is_activation(call: Call) -> bool:
     kinds = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.PReLU, _LAYERS.ELU)
-    return isinstance(call.layer, kinds)
+    return isinstance(call.own_layer, kinds)

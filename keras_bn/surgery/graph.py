@@ -25,6 +25,10 @@ Edit = Callable[["Call", _copying.Copies], "Sequence[Any] | None"]
 Paths = Mapping[int, str]
 
 
+class UncallableError(KerasBNError):
+    """A layer of a graph cannot be called a second time; the message says which and why."""
+
+
 @dataclass(eq=False)
 class Call:
     """One call of one layer (or of a bare operation of `keras.ops`) in the graph of a model.
@@ -50,6 +54,17 @@ class Call:
     producers: list[Call] = field(default_factory=list, repr=False)
     consumers: list[Call] = field(default_factory=list, repr=False)
     inner: list[Call] = field(default_factory=list, repr=False)
+
+    @property
+    def own_layer(self) -> Any:
+        """What is called: in a TimeDistributed, the layer that this calls on every step."""
+        return unwrapped(self.layer)
+
+    @property
+    def own_path(self) -> str:
+        """The path of `own_layer`."""
+        inner = self.own_layer
+        return self.path if inner is self.layer else f"{self.path}/{inner.name}"
 
     def name_for(self, suffix: str) -> str:
         """A name for a layer that goes with this one, `conv1_bn`, which no other layer of the model has."""
@@ -172,6 +187,19 @@ def graph_in(layer: Any) -> Any:
     return None
 
 
+def unwrapped(layer: Any) -> Any:
+    """The layer that a TimeDistributed calls on every step, or the layer itself."""
+    return layer.layer if type(layer) is keras.layers.TimeDistributed else layer
+
+
+def keeps_its_class(model: Any) -> bool:
+    """Whether `rewrite` gives a graph, and those nested in it, the classes that they have."""
+    if not is_graph(model) or _copying.constructor(model) is not type(model):
+        return False
+    inner = (graph_in(operation) for operation in graph_of(model).operations)
+    return all(keeps_its_class(each) for each in inner if each is not None)
+
+
 def check(model: Any) -> None:
     """Raise a KerasBNError unless `model` can be rewritten."""
     check_keras_model(model)
@@ -271,11 +299,19 @@ def _apply(layers: Sequence[keras.Layer], call: Call, tensors: dict[int, Any]) -
     if not layers:
         return [tensors[id(call.node.input_tensors[0])]]
     first = layers[0]
-    result = first(*args, **(kwargs if type(first) is type(call.layer) else _taken(first, kwargs)))
-    # A layer in training mode, or masked, is so in all of its parts.
-    modes = {name: kwargs[name] for name in ("training", "mask") if name in kwargs}
-    for layer in layers[1:]:
-        result = layer(result, **_taken(layer, modes))
+    try:
+        result = first(*args, **(kwargs if type(first) is type(call.layer) else _taken(first, kwargs)))
+        # A layer in training mode, or masked, is so in all of its parts.
+        modes = {name: kwargs[name] for name in ("training", "mask") if name in kwargs}
+        for layer in layers[1:]:
+            result = layer(result, **_taken(layer, modes))
+    except KerasBNError:
+        raise
+    except Exception as error:  # what a layer raises is its own affair
+        raise UncallableError(
+            f"Layer {call.path!r} ({type(call.layer).__name__}) cannot be called again on symbolic tensors: "
+            f"{error} Give the class a compute_output_shape or compute_output_spec that says what it returns."
+        ) from error
     return keras.tree.flatten(result)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,13 +11,12 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._checks import check_model
 from keras_bn.surgery._cloning import layers_in
-from keras_bn.surgery.graph import Call, calls, is_graph, walk
+from keras_bn.surgery.graph import Call, calls
 
 
 def is_batch_normalization(layer: object) -> bool:
@@ -76,27 +75,6 @@ def batch_normalizations(model: keras.Model) -> list[Normalization]:
     return found
 
 
-def normalization_calls(model: keras.Model) -> list[Call]:
-    """As `batch_normalizations`, of a Functional or Sequential model, with the call in its graph for each.
-
-    For a layer inside another layer that is the call of the outermost one.
-
-    Raises:
-        KerasBNError: as for `keras_bn.surgery.graph.calls`, and if there is none.
-    """
-    found: dict[int, Call] = {}
-    for call in walk(model):
-        if is_graph(call.layer) or not isinstance(call.layer, keras.Layer):
-            continue
-        for layer in flatten_layers(call.layer):
-            if is_batch_normalization(layer) and id(layer) not in found:
-                path = call.path if layer is call.layer else f"{call.path}/{layer.name}"
-                found[id(layer)] = replace(call, layer=layer, path=path)
-    if not found:
-        raise KerasBNError(f"Model {model.name!r} has no batch normalization layer.")
-    return list(found.values())
-
-
 def in_training_mode(model: keras.Model) -> list[str]:
     """The paths of BN layers that a call with training=True, theirs or an outer one, keeps in training.
 
@@ -106,16 +84,18 @@ def in_training_mode(model: keras.Model) -> list[str]:
     >>> in_training_mode(keras.Model(x, keras.layers.BatchNormalization(name="bn")(x, training=True)))
     ['bn']
     """
-    return [call.path for call in _in_training(calls(model), False)]
+    return [call.path for call in calls_in_training(calls(model))]
 
 
-def _in_training(found: list[Call], outer: bool) -> Iterator[Call]:
+def calls_in_training(found: Iterable[Call], outer: bool = False) -> Iterator[Call]:
+    """The calls of BN layers that are in training mode, by an argument of theirs or of a call around them."""
     for call in found:
         training = call.kwargs.get("training")
         inside = outer if training is None else training is not False
-        yield from _in_training(call.inner, inside)
-        frozen = not getattr(call.layer, "trainable", True) or getattr(call.layer, "frozen_statistics", False)
-        if inside and is_batch_normalization(call.layer) and not frozen:
+        yield from calls_in_training(call.inner, inside)
+        layer = call.own_layer
+        frozen = not getattr(layer, "trainable", True) or getattr(layer, "frozen_statistics", False)
+        if inside and is_batch_normalization(layer) and not frozen:
             yield call
 
 

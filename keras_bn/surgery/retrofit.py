@@ -120,7 +120,8 @@ def retrofit(
     check_model(model)
     check_weights(model)
     source = batches(model, data, batch_size, steps)
-    inlined = inlined_exactly(model, lambda layer: isinstance(layer, KINDS), trainable=True)
+    first_batch, stream = peek(source)
+    inlined = inlined_exactly(model, lambda layer: isinstance(layer, KINDS), True, first_batch)
     found = list(walk(inlined.model, inlined.paths))
     chosen, left_alone = places(inlined, layers, position == "before_activation")
     if not chosen:
@@ -130,7 +131,6 @@ def retrofit(
     result = rewrite(inlined.model, insertion.edit, owned=True, paths=inlined.paths)
     inserted = {insertion.layer_at(place): place for place in chosen}
     biases = {new: insertion.bias_dropped_at(place) for new, place in inserted.items()}
-    first_batch, stream = peek(source)
     observer = Observer(
         result, list(inserted), first_batch, lambda new, x, *_: _plus(x, biases[new], new.axis)
     )

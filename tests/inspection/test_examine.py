@@ -309,3 +309,26 @@ def test_a_layer_whose_insides_would_train_is_observed_at_inference():
     np.testing.assert_allclose(report.layers[-1].data.mean, met.mean(0), rtol=1e-5)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+class Misconfigured(L.Layer):
+    """Cannot be created from its configuration, and holds no BN."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": 2}
+
+
+def test_a_layer_that_cannot_be_copied_by_its_configuration():
+    inputs = keras.Input((8, 3))
+    model = keras.Model(inputs, L.BatchNormalization(name="bn")(Misconfigured(L.Dense(4))(inputs)))
+    (before,) = inspected(model).layers
+    assert before.layer == "bn"
+    (after,) = inspected(model, DATA).layers
+    assert after.layer == "bn" and not inspected(model, DATA).healthy

@@ -553,3 +553,28 @@ def test_another_backend(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(keras_bn.KerasBNError, match="made with Keras on TensorFlow, not on jax"):
         keras_bn.export(conv_net(), tmp_path)
+
+
+class Misconfigured(layers.Layer):
+    """Cannot be created from its configuration, and holds no BN."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": 2}
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_layer_that_cannot_be_copied_by_its_configuration(tmp_path, normalized):
+    inputs = keras.Input((6, 6, 3), name="image")
+    x = Misconfigured(layers.Conv2D(4, 3))(inputs)
+    model = keras.Model(inputs, layers.BatchNormalization()(x) if normalized else x)
+    path = keras_bn.export(model, tmp_path / "model")
+    x = normal(3, 6, 6, 3)
+    (answer,) = ask(path, {"image": x}).values()
+    np.testing.assert_allclose(answer, model(x), rtol=1e-5, atol=1e-5)

@@ -421,8 +421,42 @@ def test_a_normalization_inside_a_wrapper_becomes_a_multiply_add():
     wrapped = L.TimeDistributed(L.BatchNormalization(name="bn", **F64), name="each", **F64)
     model, rows = folded(sequential((6, 4, 3), wrapped))
     assert rows["each/bn"].action == "multiply-add"
-    assert "inside each (TimeDistributed)" in rows["each/bn"].reason
-    assert type(model.get_layer("each").layer) is ChannelAffine
+    assert type(model.get_layer("each")) is ChannelAffine
+
+
+def each(layer, **options):
+    return L.TimeDistributed(layer, name=f"each_{layer.name}", **F64, **options)
+
+
+def test_what_is_done_at_every_step_is_folded_at_every_step():
+    """Convolution, normalization, pooling and dense layers in TimeDistributed, one normalization outside."""
+    model = sequential(
+        (5, 8, 3),
+        each(L.Conv1D(4, 3, name="conv", **F64)),
+        each(L.BatchNormalization(name="bn", **F64)),
+        each(L.AveragePooling1D(2, name="pool", **F64)),
+        L.BatchNormalization(name="outside", **F64),
+        each(L.ReLU(name="relu", **F64)),
+        each(L.BatchNormalization(name="late", **F64)),
+        each(L.Flatten(name="flat", **F64)),
+        each(L.Dense(6, name="dense", use_bias=False, **F64)),
+    )
+    result, rows = folded(model)
+    assert {path: (row.action, row.reason) for path, row in rows.items()} == {
+        "each_bn/bn": ("folded", "into each_conv"),
+        "outside": ("folded", "into each_conv"),
+        "each_late/late": ("folded", "into each_dense"),
+    }
+    names = [layer.name for layer in result.layers]
+    assert names == ["each_conv", "each_pool", "each_relu", "each_flat", "each_dense"]
+
+
+def test_statistics_of_steps_are_not_folded_into_a_layer_of_every_step():
+    model = sequential(
+        (5, 4), each(L.Dense(3, name="dense", **F64)), L.BatchNormalization(axis=1, name="bn", **F64)
+    )
+    _, rows = folded(model)
+    assert rows["bn"].action == "multiply-add" and "differ from step to step" in rows["bn"].reason
 
 
 FOLDED_OF_PEOPLE = {"wrong_config": 0, "recurrent": 0}

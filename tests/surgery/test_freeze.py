@@ -8,7 +8,7 @@ from keras import layers
 import keras_bn
 from keras_bn import BatchNormalization, FrozenBatchNormalization, JoinedBatchNormalization, KerasBNError
 from keras_bn.surgery.graph import calls
-from tests.surgery import applications
+from tests.surgery import applications, families, people
 
 BACKEND = keras.backend.backend()
 
@@ -362,7 +362,7 @@ def test_wrapped_layers_are_frozen_in_place():
         keras.Model(inputs, layers.TimeDistributed(layers.BatchNormalization(name="bn"), name="w")(inputs))
     )
     result = keras_bn.freeze(donor)
-    assert outcome(result) == {"w/bn": ("frozen", "not joined: it is inside w")}
+    assert outcome(result) == {"w/bn": ("frozen", "not joined: no layer comes before it")}
     x = normal(5, 3, 4)
     close(keras.ops.convert_to_numpy(result.model(x, training=True)), outputs(donor, x), 1e-6)
     back = keras_bn.unfreeze(result.model).model
@@ -443,23 +443,175 @@ def test_batch_normalization_inside_of_custom_layers_is_frozen_in_place(kind, sn
     result = keras_bn.freeze(donor)
     assert snapshot(donor) == before
     assert outcome(result)["bn"] == ("joined", "with d")
-    action, reason = outcome(result)["block/inner_bn"]
-    assert (
-        action == "frozen" and "it is inside block, which creates it again when the model is loaded" in reason
-    )
+    assert outcome(result)["block/inner_bn"] == ("joined", "with dense")
+    assert any("Block" in note and "unfreeze" in note for note in result.report.notes)
     x = normal(8, 5)
     close(outputs(result.model, x), outputs(donor, x), 2e-6)
-    statistics = result.model.get_layer("block").steps[1].get_weights()[2:]
+    block = result.model.get_layer("block")
+    statistics = block.steps[0].normalization.get_weights()[2:]
     in_training = keras.ops.convert_to_numpy(result.model(x, training=True))
     close(in_training, outputs(donor, x), 2e-6)
     trained(result.model, x)
-    for new, old in zip(result.model.get_layer("block").steps[1].get_weights()[2:], statistics, strict=True):
+    for new, old in zip(block.steps[0].normalization.get_weights()[2:], statistics, strict=True):
         np.testing.assert_array_equal(new, old)
     back = keras_bn.unfreeze(result.model)
-    assert {row.layer for row in back.report.rows} == {"block", "bn"}
     assert back.model.get_config() == donor.get_config()
     close(outputs(back.model, x), outputs(result.model, x), 2e-6)
-    assert not getattr(back.model.get_layer("block").steps[1], "frozen_statistics", False)
+    assert type(back.model.get_layer("block").steps[1]) is type(donor.get_layer("block").steps[1])
+
+
+@pytest.fixture(params=people.MODELS, ids=lambda make: make.__name__)
+def written_by_people(request):
+    keras.utils.set_random_seed(0)
+    model, inputs = request.param()
+    return people.scramble(model), inputs
+
+
+def frozen_part(model):
+    return [
+        value
+        for variable, value in zip(model.variables, people.values(model.variables), strict=True)
+        if "moving" in variable.name
+    ]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_models_as_people_write_them_are_frozen_and_unfrozen(written_by_people, in_place):
+    donor, x = written_by_people
+    expected, weights = people.outputs(donor, x), people.values(donor.variables)
+    paths = [variable.path for variable in donor.variables]
+    before = frozen_part(donor)
+    result = keras_bn.freeze(donor, in_place=in_place)
+    assert type(result.model) is type(donor) and (result.model is donor) == in_place
+    actions = {row.layer: row.action for row in result.report.rows}
+    assert set(actions.values()) <= {"joined", "frozen"}
+    tolerance = 2e-2 if "half/batch_normalization" in actions else 5e-6  # a block in bfloat16
+    for found in (people.outputs(result.model, x), people.outputs(result.model, x)):
+        for new, old in zip(found, expected, strict=True):
+            close(new, old, tolerance)
+    people.outputs(result.model, x, training=True)
+    for new, old in zip(frozen_part(result.model), before, strict=True):
+        np.testing.assert_array_equal(new, old)
+    back = keras_bn.unfreeze(result.model, in_place=in_place).model
+    assert type(back) is type(donor)
+    assert [variable.path for variable in back.variables] == paths
+    for variable, old in zip(back.variables, weights, strict=True):
+        if keras.backend.is_float_dtype(variable.dtype):  # the others are the states of random seeds
+            np.testing.assert_array_equal(people.values([variable])[0], old)
+    for new, old in zip(people.outputs(back, x), expected, strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_what_is_joined_inside_is_seen_in_a_trace():
+    for make, joined in ((people.blocks, 5), (people.subclassed, 2), (people.time_distributed, 1)):
+        rows = keras_bn.freeze(make()[0]).report.rows
+        assert [row.action for row in rows] == ["joined"] * joined
+    recurrent = keras_bn.freeze(people.recurrent()[0]).report.rows
+    assert {row.action for row in recurrent} == {"frozen"}
+    assert all("calls it in code of its own" in row.reason for row in recurrent)
+
+
+def test_layers_of_steps_are_joined_in_their_wrappers(tmp_path):
+    inputs = keras.Input((5, 8, 3))
+    x = layers.TimeDistributed(layers.Conv1D(4, 3, name="conv"), name="convs")(inputs)
+    x = layers.TimeDistributed(layers.BatchNormalization(name="bn"), name="norms")(x)
+    donor = scramble(keras.Model(inputs, layers.Flatten()(x)))
+    result = keras_bn.freeze(donor)
+    assert outcome(result) == {"norms/bn": ("joined", "with conv")}
+    x = normal(4, 5, 8, 3)
+    close(keras.ops.convert_to_numpy(result.model(x, training=True)), outputs(donor, x), 2e-6)
+    result.model.save(tmp_path / "frozen.keras")
+    back = keras_bn.unfreeze(keras.models.load_model(tmp_path / "frozen.keras")).model
+    assert back.get_config() == donor.get_config()
+    np.testing.assert_array_equal(outputs(back, x), outputs(donor, x))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_freezing_in_place_is_undone(error, monkeypatch):
+    donor, x = people.subclassed()
+    expected, before = people.outputs(people.scramble(donor), x), [id(v) for v in donor.variables]
+
+    def fails(*_):
+        raise error
+
+    donor.odd = keras_bn.GhostBatchNormalization(virtual_batch_size=2)
+    donor.odd.build((None, 3))
+    monkeypatch.setattr(
+        keras_bn.GhostBatchNormalization, "frozen_statistics", property(lambda _: False, fails)
+    )
+    with pytest.raises(error):
+        keras_bn.freeze(donor, in_place=True)
+    assert [id(v) for v in donor.variables][: len(before)] == before
+    for new, old in zip(people.outputs(donor, x), expected, strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+class Peeking(layers.Layer):
+    """Its code needs to know the convolution that it calls."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.bn = layers.Dense(4, name="dense"), layers.BatchNormalization(name="bn")
+
+    def call(self, x):
+        return self.bn(self.dense(x)) * self.dense.units
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.dense.units}
+
+
+def test_code_that_needs_the_layers_themselves_gets_them():
+    donor = scramble(keras.Sequential([keras.Input((3,)), Peeking(name="block")]))
+    result = keras_bn.freeze(donor)
+    action, reason = outcome(result)["block/bn"]
+    assert action == "frozen" and "the code that calls it fails" in reason
+    x = normal(4, 3)
+    close(keras.ops.convert_to_numpy(result.model(x, training=True)), outputs(donor, x), 2e-6)
+
+
+class Twofold(keras.Model):
+    """Its parts stand in another order than they are called, and one is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = [layers.BatchNormalization(name="a"), layers.BatchNormalization(name="b")]
+        self.linear = [layers.Dense(4, name="d"), layers.Dense(4, name="d")]
+        self.idle = layers.BatchNormalization(name="idle")
+
+    def call(self, x):
+        x = keras.ops.relu(self.norms[1](self.linear[0](x)))
+        return self.norms[0](self.linear[1](x))
+
+
+def test_training_goes_on_where_layers_stand_in_another_order():
+    keras.utils.set_random_seed(1)
+    donor, x = Twofold(), normal(8, 4)
+    donor(x)
+    scramble(donor)
+    donor.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
+    donor.fit(x, x, verbose=0)
+    result = keras_bn.freeze(donor)
+    assert outcome(result)["idle"] == ("left alone", "is never called")
+    assert [outcome(result)[name] for name in "ab"] == [("joined", "with d")] * 2
+    result.model.fit(x, x, verbose=0)
+    back = keras_bn.unfreeze(result.model).model
+    assert [layer.name for layer in (*back.norms, *back.linear)] == ["a", "b", "d", "d"]
+    close(outputs(back, x), outputs(result.model, x), 2e-6)
+    back.fit(x, x, verbose=0)
+
+
+@pytest.mark.parametrize("family", [families.mobilenet, families.segformer, families.d_fine])
+def test_models_of_keras_hub_come_back_to_the_bit(family):
+    pytest.importorskip("keras_hub")
+    donor = families.scramble(family())
+    weights = people.values(donor.variables)
+    result = keras_bn.freeze(donor)
+    assert type(result.model) is type(donor)
+    assert {row.action for row in result.report.rows} <= {"joined", "frozen"}
+    back = keras_bn.unfreeze(result.model).model
+    assert type(back) is type(donor)
+    for new, old in zip(people.values(back.variables), weights, strict=True):
+        np.testing.assert_array_equal(new, old)
 
 
 def test_graphs_inside_of_wrappers_are_frozen_and_unfrozen(tmp_path):

@@ -335,3 +335,44 @@ def test_it_moves_a_network_to_another_domain(digits, estimator):
     abroad = model.evaluate(test, digits[3], verbose=0)[1]
     moved = recalibrated(model, train, estimator=estimator).evaluate(test, digits[3], verbose=0)[1]
     assert abroad < 0.7 and moved > at_home - 0.02
+
+
+def test_each_layer_runs_once_for_each_batch():
+    """However many levels of BN there are: a chain of eight, of four batches."""
+
+    class Counted(L.Dense):
+        calls = 0
+
+        def call(self, inputs, training=None):
+            Counted.calls += not isinstance(inputs, keras.KerasTensor)
+            return super().call(inputs, training=training)
+
+    stack = [layer for _ in range(8) for layer in (Counted(4), L.BatchNormalization())]
+    model = keras.Sequential([keras.Input((4,)), *stack])
+    Counted.calls = 0
+    recalibrated(model, np.random.default_rng(0).normal(size=(64, 4)).astype("float32"), batch_size=16)
+    # Besides, one batch is run to learn the shapes, and one to compare the outputs before and after.
+    assert Counted.calls <= 8 * (4 + 3)
+
+
+def test_data_passes_through_the_preprocessor_of_a_task():
+    hub = pytest.importorskip("keras_hub")
+    backbone = hub.models.ResNetBackbone(
+        input_conv_filters=[4],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[4],
+        stackwise_num_blocks=[1],
+        stackwise_num_strides=[1],
+        block_type="basic_block",
+        image_shape=(16, 16, 3),
+    )
+    converter = hub.layers.ResNetImageConverter(height=16, width=16, scale=1 / 255.0)
+    task = hub.models.ResNetImageClassifier(
+        backbone=backbone,
+        num_classes=2,
+        preprocessor=hub.models.ResNetImageClassifierPreprocessor(converter),
+    )
+    x = np.random.default_rng(0).uniform(0, 255, (8, 16, 16, 3)).astype("float32")
+    found = statistics(recalibrated(task, x))
+    task.preprocessor = None
+    assert_same(found, statistics(recalibrated(task, x / 255)), rtol=1e-4)

@@ -637,3 +637,39 @@ def test_the_vgg_backbone_of_keras_hub():
     assert len(inserted(result.model)) == 3
     assert any("VGGBackbone" in note for note in result.report.notes)
     np.testing.assert_array_equal(result.model.predict_on_batch(data), model.predict_on_batch(data))
+
+
+@pytest.mark.parametrize("options", [{}, {"drop_bias": True}, {"position": "after_activation"}])
+def test_layers_of_steps_are_normalized_over_all_steps(options):
+    inputs = keras.Input((3, 8, 2))
+    conv = layers.Conv1D(4, 3, activation="relu", name="conv", bias_initializer="normal")
+    dense = layers.Dense(5, activation="tanh", name="dense", trainable=False, bias_initializer="normal")
+    x = layers.TimeDistributed(conv, name="convs")(inputs)
+    x = layers.TimeDistributed(dense, name="denses")(layers.TimeDistributed(layers.Flatten())(x))
+    model = keras.Model(inputs, layers.Dense(1)(layers.LSTM(2)(x)))
+    data = np.random.default_rng(0).normal(size=(32, 3, 8, 2)).astype("float32")
+    result = retrofit(model, data, **options)
+    assert set(rows(result)) == {"convs/conv", "denses/dense"}
+    values = np.concatenate([np.asarray(conv(data[:, step])) for step in range(3)])
+    normalization = result.model.get_layer("convs_bn")
+    if options == {"position": "after_activation"}:
+        np.testing.assert_allclose(normalization.moving_mean, values.mean((0, 1)), rtol=1e-4, atol=1e-6)
+    assert not result.model.get_layer("denses").layer.trainable
+    assert result.model.get_layer("convs").layer.trainable
+    for old, new in zip(predict(model, data), predict(result.model, data), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-6)
+
+
+def test_each_call_of_a_layer_has_a_reason_of_its_own():
+    inputs = keras.Input((4,))
+    shared = layers.Dense(4, name="shared")
+    once = layers.BatchNormalization(name="one")(shared(inputs))
+    twice = layers.BatchNormalization(name="two")(shared(layers.ReLU()(once)))
+    thrice = layers.ReLU()(shared(layers.ReLU()(twice)))
+    first = layers.Dense(4, name="first")(thrice)
+    model = keras.Model(inputs, layers.Dense(1)(layers.ReLU()(first)))
+    result = retrofit(model, np.random.default_rng(0).normal(size=(64, 4)).astype("float32"))
+    reasons = {row.layer: row.reason for row in result.report.rows}
+    assert reasons["shared"] == "already followed by BatchNormalization 'one'"
+    assert reasons["shared (call 2)"] == "already followed by BatchNormalization 'two'"
+    assert reasons["shared (call 3)"] == "its call shared is already followed by BatchNormalization 'one'"
