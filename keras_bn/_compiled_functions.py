@@ -13,10 +13,7 @@ from typing import Any
 
 from keras_bn import _tensorflow
 
-_OF_JAX = (
-    *("static_argnums", "static_argnames", "donate_argnums", "donate_argnames"),
-    *("keep_unused", "inline"),
-)
+_OF_JAX = ("static_argnums", "static_argnames", "donate_argnums", "keep_unused", "inline")
 _ORIGINAL = "_torchdynamo_orig_callable"  # PyTorch has no public name for it
 
 

@@ -223,7 +223,7 @@ def test_a_jitted_function_has_its_options_copied():
     function = jax.jit(times, static_argnums=1)
     assert is_compiled_function(function) and not is_compiled_function(times)
     assert python_function(function) is times
-    np.testing.assert_array_equal(compiled_alike(function, lambda x, n: times(x, n + 1))(2.0, 2), 6.0)
+    np.testing.assert_array_equal(compiled_alike(function, lambda x, count: times(x, count + 1))(2.0, 2), 6.0)
 
 
 def test_a_function_of_torch_tells_what_it_was_compiled_of():

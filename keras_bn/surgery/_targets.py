@@ -75,8 +75,10 @@ def built(new: Any, layer: Any) -> Any:
         Refused: if it cannot be built on the inputs of `layer`.
     """
     if layer.built and not new.built:
-        shape: list[int | None] = [None] * layer.input_spec.ndim
-        shape[layer.axis] = layer.moving_mean.shape[-1]
+        shape = (layer.get_build_config() or {}).get("input_shape")
+        if shape is None:
+            shape = [None] * layer.input_spec.ndim
+            shape[layer.axis] = layer.moving_mean.shape[-1]
         with ExitStack() as scopes:
             for scope in layer.moving_mean.path.split("/")[:-2]:
                 scopes.enter_context(keras.name_scope(scope))

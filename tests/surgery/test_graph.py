@@ -256,3 +256,24 @@ def test_a_layer_that_cannot_be_made_anew_is_copied():
 def test_what_cannot_be_rewritten_is_refused(make, message):
     with pytest.raises(KerasBNError, match=message):
         rewrite(make(), keep)
+
+
+class Once(keras.layers.Layer):
+    """Can be called on symbolic tensors one time only."""
+
+    calls = 0
+
+    def compute_output_spec(self, x):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("called before")
+        return x
+
+
+def test_a_layer_that_cannot_be_called_again_is_named():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Once(name="once")(inputs))
+    with pytest.raises(
+        KerasBNError, match=r"'once' \(Once\) cannot be called again.*called before.*compute_output"
+    ):
+        rewrite(model, lambda call, copy: None)

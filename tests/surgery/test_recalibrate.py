@@ -358,9 +358,9 @@ def test_each_layer_runs_once_for_each_batch():
 def test_data_passes_through_the_preprocessor_of_a_task():
     hub = pytest.importorskip("keras_hub")
     backbone = hub.models.ResNetBackbone(
-        input_conv_filters=[4],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[4],
+        stackwise_num_filters=[64],
         stackwise_num_blocks=[1],
         stackwise_num_strides=[1],
         block_type="basic_block",

@@ -170,12 +170,12 @@ def test_the_output_layer_is_seen_through_activations_and_reshapes():
 
 def test_layers_inside_a_wrapper_are_reported():
     model = keras.Sequential(
-        [keras.Input((5, 4)), layers.TimeDistributed(layers.Dense(3, name="in"), name="td")]
+        [keras.Input((5, 4)), layers.SpectralNormalization(layers.Dense(3, name="in"), name="sn")]
     )
     for layer in (layers.Dense(3, name="fc"), layers.Dense(1, name="out")):
         model.add(layer)
-    row = rows(retrofit(model, np.ones((2, 5, 4))), "left alone")["td/in"]
-    assert row.reason.startswith("inside TimeDistributed, whose graph cannot be seen")
+    row = rows(retrofit(model, np.ones((2, 5, 4))), "left alone")["sn/in"]
+    assert row.reason.startswith("inside SpectralNormalization, whose graph cannot be seen")
 
 
 def head_of_convolution(x):
@@ -673,3 +673,33 @@ def test_each_call_of_a_layer_has_a_reason_of_its_own():
     assert reasons["shared"] == "already followed by BatchNormalization 'one'"
     assert reasons["shared (call 2)"] == "already followed by BatchNormalization 'two'"
     assert reasons["shared (call 3)"] == "its call shared is already followed by BatchNormalization 'one'"
+
+
+class TwoFaced(layers.Layer):
+    """On symbolic tensors it computes something else than on numbers."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, name="inner")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x) * (2.0 if isinstance(x, keras.KerasTensor) else 1.0)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+
+def test_a_trace_that_does_not_hold_is_given_up_also_where_a_model_takes_integers():
+    tokens = keras.Input((6,), dtype="int32")
+    x = layers.Flatten()(TwoFaced(name="faced")(layers.Embedding(5, 3)(tokens)))
+    model = keras.Model(tokens, layers.Dense(1)(layers.Dense(4, "relu", name="hidden")(x)))
+    data = np.random.default_rng(0).integers(0, 5, (32, 6))
+    result = retrofit(model, data)
+    reasons = {row.layer: (row.action, row.reason) for row in result.report.rows}
+    assert reasons["hidden"][0] == "retrofitted"
+    assert reasons["faced/inner"][0] == "left alone"
+    assert "it computes something else" in reasons["faced/inner"][1]
+    np.testing.assert_array_equal(predict(result.model, data), predict(model, data))
