@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.batch_normalization import BatchNormalization
+from keras_bn.layers.joined import JoinedBatchNormalization
 from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._checks import check_model
 from keras_bn.surgery._cloning import layers_in
@@ -73,6 +74,14 @@ def batch_normalizations(model: keras.Model) -> list[Normalization]:
     if not found:
         raise KerasBNError(f"Model {model.name!r} has no batch normalization layer.")
     return found
+
+
+def why_not_called(layer: Any, model: keras.Model) -> str:
+    """The reason why no call of a BN layer is seen where a model runs."""
+    for _, each in layers_in(model):
+        if isinstance(each, JoinedBatchNormalization) and each.normalization is layer:
+            return f"is computed together with {each.layer.name}, as freeze joined them; unfreeze it first"
+    return "is never called"
 
 
 def in_training_mode(model: keras.Model) -> list[str]:

@@ -20,6 +20,7 @@ from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._program import Step, program
 from keras_bn.surgery._segment import Output, Segment, Sight, Value, inputs_of, layers_in
 from keras_bn.surgery._state import state_kept
+from keras_bn.surgery.normalizations import why_not_called
 
 
 class Observer:
@@ -139,7 +140,9 @@ class Observer:
             if len({id(sight.layer) for sight in again}) > len(seen):
                 segment, sights = patient, again
                 seen = {id(sight.layer) for sight in sights}
-        self.unseen |= {layer: "is never called" for layer in missing if id(layer) not in seen}
+        self.unseen |= {
+            layer: why_not_called(layer, self.program.model) for layer in missing if id(layer) not in seen
+        }
         return segment, sights
 
     def _segment(self, layers: Sequence[keras.Layer]) -> Segment:

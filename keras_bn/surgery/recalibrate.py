@@ -25,7 +25,7 @@ from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery._sequential import Found, Plan
 from keras_bn.surgery._streams import each_followed_by, peek
 from keras_bn.surgery._together import Together
-from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
+from keras_bn.surgery.normalizations import batch_normalizations, set_statistics, why_not_called
 from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -164,7 +164,8 @@ def recalibrate(
         with tqdm(total=source.total, desc="recalibrating", unit="batch", disable=not progress) as bar:
             estimate.run(example, stream, bar)
         change = difference(model, before, outputs(result, example, worth_compiling(1)), tolerance=np.inf)
-    unseen = {layer: "is never called" for path, layer in pairs if path in paths} | estimate.unseen
+    unseen = {layer: why_not_called(layer, result) for path, layer in pairs if path in paths}
+    unseen |= estimate.unseen
     rows = tuple(
         Row(
             path,

@@ -655,3 +655,18 @@ def test_a_graph_with_operations_is_unfrozen():
     assert [layer.name for layer in thawed.layers if layer.weights] == ["conv", "bn"]
     for old, new in zip(model.weights, thawed.weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("make", [net, lambda: people.scramble(people.blocks()[0])])
+def test_what_is_joined_is_said_to_be_by_those_who_do_not_see_it_called(make):
+    frozen = keras_bn.freeze(make()).model
+    x = normal(64, 8, 8, 3)
+    joined = {
+        row.layer
+        for row in keras_bn.recalibrate(frozen, x, progress=False).report.rows
+        if row.reason.count("unfreeze")
+    }
+    assert joined
+    assert {
+        each.layer for each in keras_bn.inspect(frozen, x, progress=False).layers if "unfreeze" in each.unseen
+    } == joined
