@@ -40,6 +40,7 @@ class Insertion:
         self._layer, self._layer_arguments = layer, layer_arguments
         self._drop_bias, self._remove_dropout, self._l2_factor = drop_bias, remove_dropout, l2_factor
         self._inserted: dict[str, Any] = {}
+        self._wrappers: dict[int, tuple[Any, Any]] = {}
         self.rows: list[Row] = []
 
     def layer_at(self, place: Place) -> Any:
@@ -84,8 +85,16 @@ class Insertion:
             changes |= {"activation": "linear", "activity_regularizer": None}
         if place and self.bias_dropped_at(place) is not None:
             kept = [ops.convert_to_numpy(weight) for weight in layer.weights if weight is not layer.bias]
-            return called_alike(call.layer, copy(layer, kept, use_bias=False, **changes))
-        return called_alike(call.layer, copy(layer, **changes)) if changes else copy(call.layer)
+            return self._called_alike(call, copy(layer, kept, use_bias=False, **changes))
+        return self._called_alike(call, copy(layer, **changes)) if changes else copy(call.layer)
+
+    def _called_alike(self, call: Call, layer: Any) -> Any:
+        """A changed layer as the old one is called; a TimeDistributed that is called twice stays one."""
+        if call.own_layer is call.layer:
+            return layer
+        if id(call.layer) not in self._wrappers:
+            self._wrappers[id(call.layer)] = call.layer, called_alike(call.layer, layer)
+        return self._wrappers[id(call.layer)][1]
 
     def _normalization(self, place: Place) -> Any:
         layer = place.layer

@@ -660,6 +660,18 @@ def test_layers_of_steps_are_normalized_over_all_steps(options):
         np.testing.assert_allclose(new, old, atol=1e-6)
 
 
+def test_a_layer_of_steps_that_is_called_twice_stays_one():
+    each = layers.TimeDistributed(layers.Dense(4, activation="relu", name="dense"), name="each")
+    left, right = keras.Input((3, 2), name="left"), keras.Input((3, 2), name="right")
+    x = layers.Flatten()(layers.Concatenate()([each(left), each(right)]))
+    model = keras.Model([left, right], layers.Dense(1)(x))
+    data = [np.random.default_rng(seed).normal(size=(32, 3, 2)).astype("float32") for seed in range(2)]
+    result = retrofit(model, data)
+    assert set(rows(result)) == {"each/dense", "each (call 2)/dense"}
+    assert len(result.model.weights) == len(model.weights) + 8
+    np.testing.assert_allclose(predict(result.model, data), predict(model, data), atol=1e-6)
+
+
 def test_each_call_of_a_layer_has_a_reason_of_its_own():
     inputs = keras.Input((4,))
     shared = layers.Dense(4, name="shared")
