@@ -188,6 +188,8 @@ class Inlined:
         tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         if any(_keras.get_mask(tensor) is not None for tensor in tensors):
             raise _Closed("it is called with a mask")
+        if any(_keras.is_optional(tensor) for tensor in tensors):
+            raise _Closed("it is called with an optional input, without which it may compute something else")
         if self._trainable and getattr(layer, "activity_regularizer", None) is not None:
             raise _Closed("it has an activity regularizer")
         inner = self.layers_in(layer)
@@ -207,6 +209,10 @@ class Inlined:
             if not isinstance(operation, keras.Layer) and operation.name in self._named:
                 operation.name = self._free(f"{layer.name}_{operation.name}")
             self._named.add(operation.name)
+        try:
+            keras.Function(tensors, keras.tree.flatten(outputs))
+        except ValueError as error:  # as with keras.ops.cond, whose branches use tensors from around them
+            raise _Closed(f"its operations are no graph: {_first_line(error)}") from error
         return outputs
 
     def _trace(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]) -> Any:

@@ -26,12 +26,14 @@ class Step:
         sources: the numbers of the values it takes.
         targets: the numbers of the values it gives.
         run: takes the values of `sources`, returns those of `targets`, at inference.
+        layers: the layer that is called and those inside it, once they have been asked for.
     """
 
     operation: Any
     sources: list[int]
     targets: list[int]
     run: Callable[[list[Any]], list[Any]] = field(repr=False)
+    layers: list[keras.Layer] | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)

@@ -12,10 +12,11 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_bn._keras import flatten_layers, get_mask, set_mask
+from keras_bn._keras import get_mask, set_mask
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, reduction_axes
 from keras_bn.statistics.population import merged_row_moments, row_moments
+from keras_bn.surgery._cloning import layers_in as held_in
 from keras_bn.surgery._compiled import (
     as_tensor,
     compiled,
@@ -174,8 +175,12 @@ class Segment:
 
 
 def layers_in(step: Step) -> list[keras.Layer]:
-    """The layers of a step: the one it calls and all inside that."""
-    return flatten_layers(step.operation) if isinstance(step.operation, keras.Layer) else []
+    """The layers of a step: the one it calls and all inside that, also those that Keras does not track."""
+    if step.layers is None:
+        layer = step.operation
+        inside = [each for _, each in held_in(layer)] if isinstance(layer, keras.Layer) else []
+        step.layers = [layer, *inside] if isinstance(layer, keras.Layer) else []
+    return step.layers
 
 
 def inputs_of(whole: Program, batch: Any) -> dict[int, Value]:

@@ -1007,3 +1007,51 @@ def test_keras_applications(name):
     x = np.random.default_rng(0).uniform(0, brightest, (2, *model.input_shape[1:])).astype("float32")
     old, new = (m(x, training=False) for m in (model, result.model))
     np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())
+
+
+class Gated(L.Layer):
+    """Does something else without its second input."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.bn = L.Dense(4), L.BatchNormalization(name="bn")
+
+    def call(self, x, gate=None):
+        y = self.bn(self.dense(x))
+        return y if gate is None else y * gate
+
+
+def test_a_layer_with_an_optional_input_keeps_its_code():
+    x, gate = keras.Input((3,), name="x"), keras.Input((4,), name="gate", optional=True)
+    model = scramble(keras.Model({"x": x, "gate": gate}, L.Dense(2)(Gated(name="gated")(x, gate))))
+    result = keras_bn.fold(model)
+    (row,) = result.report.rows
+    assert row.action == "multiply-add" and "optional input" in row.reason
+    data = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    for gates in (None, np.full((5, 4), 2.0, "float32")):
+        inputs = {"x": data, "gate": gates}
+        np.testing.assert_allclose(result.model(inputs), model(inputs), rtol=1e-5, atol=1e-6)
+
+
+class Conditional(L.Layer):
+    """Branches that use a tensor from around them, of which Keras makes no graph."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.bn = L.Dense(4), L.BatchNormalization(name="bn")
+
+    def call(self, x):
+        y = self.bn(self.dense(x))
+        return keras.ops.cond(keras.ops.sum(y) > 0, lambda: y, lambda: y * 2.0)
+
+
+def test_operations_that_are_no_graph_stay_in_their_layer():
+    model = scramble(keras.Sequential([keras.Input((3,)), Conditional(name="either"), L.Dense(2)]))
+    result = keras_bn.fold(model)
+    (row,) = result.report.rows
+    assert row.action == "multiply-add" and "are no graph" in row.reason
+    data = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    np.testing.assert_allclose(result.model(data), model(data), rtol=1e-5, atol=1e-6)
+    frozen = keras_bn.freeze(model)
+    assert [row.action for row in frozen.report.rows] == ["frozen"]
+    np.testing.assert_allclose(frozen.model(data), model(data), rtol=1e-5, atol=1e-6)

@@ -295,3 +295,32 @@ def test_a_torch_data_loader():
     expected = keras_bn.recalibrate(model, data, batch_size=8, progress=False).model
     for one, other in zip(found.variables, expected.variables, strict=True):
         np.testing.assert_allclose(array(one), array(other), rtol=1e-6, atol=1e-6)
+
+
+class Convolution:
+    """No layer, so Keras does not track what it holds."""
+
+    def __init__(self, filters):
+        self.dense, self.bn = L.Dense(filters), L.BatchNormalization(name="held")
+
+    def __call__(self, x):
+        return self.bn(self.dense(x))
+
+
+class Holder(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.part = Convolution(4)
+
+    def call(self, x):
+        return keras.ops.relu(self.part(x))
+
+
+@pytest.mark.parametrize("estimator", ["sequential", "batch"])
+def test_a_layer_that_keras_does_not_track_is_observed(estimator):
+    model, data = keras.Sequential([keras.Input((6,)), Holder(), L.Dense(2)]), normal(40, 6)
+    result = keras_bn.recalibrate(model, data, estimator=estimator, progress=False).model
+    expected = array(model.layers[0].part.dense(data)).mean(0)
+    np.testing.assert_allclose(array(result.layers[0].part.bn.moving_mean), expected, rtol=1e-5, atol=1e-6)
+    (layer,) = keras_bn.inspect(model, data, progress=False).layers
+    assert not layer.unseen
