@@ -273,5 +273,5 @@ class Once(keras.layers.Layer):
 def test_a_layer_that_cannot_be_called_again_is_named():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, Once(name="once")(inputs))
-    with pytest.raises(KerasBNError, match="(?s)'once'.*called again.*called before.*compute_output"):
+    with pytest.raises(KerasBNError, match=r"(?s)'once'.*called again.*called before.*compute_output"):
         rewrite(model, lambda call, copy: None)
