@@ -23,6 +23,8 @@ TITLES = {
     "shards": "Population statistics in shards",
     "export": "Exported networks at batch size 1",
     "custom_layers": "Exports of networks written with custom layers",
+    "profile_operations": "Exported networks: share of time by operation",
+    "engines": "Networks through the engines of the local server",
     "serving": "The local server",
 }
 HEAD = """# Benchmarks

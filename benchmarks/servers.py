@@ -168,11 +168,14 @@ class Rest:
         return body
 
 
-def over_grpc(port: int, name: str, value: np.ndarray | bytes) -> Callable[[], bytes]:
-    """Asks over one channel: an array as tensor_content, a file as the `image_bytes` signature wants it."""
+def over_grpc(port: int, name: str, value: np.ndarray | bytes, key: str = "x") -> Callable[[], bytes]:
+    """Asks over one channel: an array as tensor_content, a file as the `image_bytes` signature wants it.
+
+    `key` is the name of the input.
+    """
     request = predict_pb2.PredictRequest()
     request.model_spec.name = name
-    tensor = request.inputs["x"]
+    tensor = request.inputs[key]
     if isinstance(value, bytes):
         request.model_spec.signature_name = "image_bytes"
         tensor.dtype, shape = 7, (1,)

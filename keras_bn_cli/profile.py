@@ -19,7 +19,27 @@ from keras_bn_cli.quiet import imported
     "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Also write a chart to this SVG file."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def profile(base_path: Path, seconds: float, in_process: bool, svg: Path | None, as_json: bool) -> None:
+@click.option(
+    "--deployment",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Also write the setting into the deployment files of this folder, such as serving or a copy of it.",
+)
+@click.option(
+    "--optimum",
+    type=click.Choice(["latency", "throughput"]),
+    default="latency",
+    show_default=True,
+    help="The setting that --deployment writes.",
+)
+def profile(
+    base_path: Path,
+    seconds: float,
+    in_process: bool,
+    svg: Path | None,
+    as_json: bool,
+    deployment: Path | None,
+    optimum: str,
+) -> None:
     """Measure an exported model on this machine and plan its server.
 
     Runs the newest version (in float32 and, if exported, bfloat16) with several numbers of threads, batch
@@ -30,6 +50,7 @@ def profile(base_path: Path, seconds: float, in_process: bool, svg: Path | None,
 
     \b
       keras-bn profile models/vgg --svg plan.svg
+      keras-bn profile models/vgg --deployment serving --optimum throughput
     """
     imported()
     from keras_bn.profiling.profile import profile as measure
@@ -38,4 +59,10 @@ def profile(base_path: Path, seconds: float, in_process: bool, svg: Path | None,
     if svg is not None:
         svg.write_text(plan.to_svg(), encoding="utf-8")
         click.echo(f"Wrote {svg}.", err=True)
+    if deployment is not None:
+        from keras_bn.profiling.deployment import write_setting
+
+        chosen = plan.for_latency if optimum == "latency" else plan.for_throughput
+        for file in write_setting(deployment, chosen):
+            click.echo(f"Wrote {file}.", err=True)
     click.echo(plan.to_json() if as_json else str(plan))

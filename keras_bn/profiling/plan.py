@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from keras_bn.profiling import picture
-from keras_bn.profiling.measurement import Measurement
+from keras_bn.profiling.measurement import Measurement, Setting
 from keras_bn.profiling.server_settings import batching, flags
 
 _MIB = 2**20
@@ -64,7 +64,7 @@ class Plan:
                 "batching.config:",
             ]
             lines += [f"  {line}" for line in batching(setting.batch_size, setting.threads).splitlines()]
-        cpus, memory = setting.threads, _memory_limit(chosen)
+        cpus, memory = setting.threads, memory_limit(chosen)
         resources = f'requests: {{cpu: "{cpus}", memory: {memory}Mi}}, limits: {{memory: {memory}Mi}}'
         lines += ["Docker Compose:", f"  cpus: {cpus}", f"  mem_limit: {memory}m"]
         lines += ["Kubernetes:", f"  resources: {{{resources}}}"]
@@ -80,6 +80,15 @@ class Plan:
             },
             indent=2,
         )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote."""
+        written = json.loads(text)
+        measurements = [
+            Measurement(**{**each, "setting": Setting(**each["setting"])}) for each in written["measurements"]
+        ]
+        return cls(written["measured_through"], written["cores"], tuple(measurements))
 
     def to_svg(self) -> str:
         """Latency against throughput of every setting, as a picture."""
@@ -107,6 +116,6 @@ def _words(chosen: Measurement) -> str:
     return f"{setting.precision}, {setting.threads} thread{'s' * (setting.threads > 1)}, {batch}"
 
 
-def _memory_limit(chosen: Measurement) -> int:
+def memory_limit(chosen: Measurement) -> int:
     """MiB for a container: twice what was resident, since an update holds two versions."""
     return max(256, 2 * chosen.memory // _MIB)

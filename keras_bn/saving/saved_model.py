@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.constants import fold_constants
 from keras_bn.saving.graph_fold import fold_graph
+from keras_bn.saving.graph_fusion import give_biases, keep_slopes
 from keras_bn.saving.grappler import fuse, to_bfloat16
 from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
@@ -129,6 +130,8 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     graph, folded = fold_constants(_graph(serve), fetches), 0
     if options.fold:
         graph, folded = fold_graph(graph, fetches)
+    keep_slopes(graph)
+    give_biases(graph, fetches)
     if options.bfloat16:
         graph = fold_constants(to_bfloat16(graph, signatures), fetches)
     if decode is not None:
@@ -210,6 +213,7 @@ def _write_objects(model: keras.Model, serve: Any, decode: Any | None, folder: P
     tf.saved_model.save(module, str(folder), signatures=signatures)
     file = folder / "saved_model.pb"
     saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    keep_slopes(saved_model.meta_graphs[0].graph_def)
     guard(saved_model.meta_graphs[0])
     rewrite_leaky_relus(saved_model.meta_graphs[0])
     file.write_bytes(saved_model.SerializeToString())

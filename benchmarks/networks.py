@@ -1,0 +1,71 @@
+"""Networks, images and sessions for the benchmarks of exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def _application(name: str) -> Callable[[], keras.Model]:
+    return lambda: getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3))
+
+
+def _keras_hub() -> keras.Model:
+    """EfficientNet of KerasHub, whose BN layers are inside layers of its own."""
+    import keras_hub
+
+    backbone = keras_hub.models.EfficientNetBackbone(
+        stackwise_width_coefficients=[1.0] * 7,
+        stackwise_depth_coefficients=[1.0] * 7,
+        stackwise_squeeze_and_excite_ratios=[0.25] * 7,
+        image_shape=(224, 224, 3),
+    )
+    x = keras.layers.GlobalAveragePooling2D()(backbone.output)
+    return keras.Model(backbone.input, keras.layers.Dense(1000, activation="softmax", name="classes")(x))
+
+
+KERAS_HUB = "KerasHub EfficientNet"
+
+
+def network(name: str) -> keras.Model:
+    """A network of `keras.applications`, or `KERAS_HUB`.
+
+    Weights are random, which cost the same as trained ones. Population statistics are not 0 and 1.
+    """
+    model = (_keras_hub if name == KERAS_HUB else _application(name))()
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.path.endswith("moving_mean"):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+        elif variable.path.endswith("moving_variance"):
+            variable.assign(random.uniform(0.5, 2, variable.shape))
+    return model
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    """Noise of the shape of images."""
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 224, 224, 3)).astype(np.float32)
+
+
+def session(path: Path, threads: int) -> tuple[tf.compat.v1.Session, str, str]:
+    """A session with a version, and the names of its input and its output.
+
+    A server heeds `assets.extra/saved_model_config.pb`, which keras_bn writes to leave out the optimizer.
+    """
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=threads,
+        inter_op_parallelism_threads=threads,
+        use_per_session_threads=True,
+    )
+    without_optimizer = (path / "assets.extra" / "saved_model_config.pb").exists()
+    config.graph_options.rewrite_options.disable_meta_optimizer = without_optimizer
+    opened = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    with opened.graph.as_default():
+        meta_graph = tf.compat.v1.saved_model.load(opened, ["serve"], str(path))
+    signature = meta_graph.signature_def["serving_default"]
+    (fed,), (fetched,) = signature.inputs.values(), signature.outputs.values()
+    return opened, fed.name, fetched.name
