@@ -41,7 +41,8 @@ def interleaved(
         warmup: how often each candidate runs before that.
         least_seconds: so many seconds of rounds, at least, since short runs scatter more.
         calls: how often a candidate runs in its turn. If more than once, as a server that is asked again and
-            again does, the first time is not counted, in which its data come back into the caches.
+            again does, the first quarter is not counted, in which its data come back into the caches and the
+            threads of the others come to rest.
     """
     shuffled = random.Random(0)
     for run in candidates.values():
@@ -56,7 +57,7 @@ def interleaved(
                 for call in range(calls):
                     start = time.perf_counter()
                     candidates[name]()
-                    if call or calls == 1:
+                    if call >= calls // 4:
                         seconds[name].append(time.perf_counter() - start)
             done += 1
     finally:

@@ -49,7 +49,7 @@ def _keep_slopes(owner: graph_pb2.GraphDef | function_pb2.FunctionDef) -> list[s
         constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(slope, dtype=dtype))
         scaled = nodes.add(name=f"{node.name}/scaled", op="Mul")
         scaled.input[:] = [read, f"{constant.name}:output:0" if in_function else constant.name]
-        scaled.attr["T"].type = dtype
+        scaled.attr["T"].type = node.attr["T"].type = dtype
         node.op = "Maximum" if slope <= 1 else "Minimum"
         node.input.insert(1, f"{scaled.name}:z:0" if in_function else scaled.name)  # before control inputs
         node.attr.pop("alpha", None)

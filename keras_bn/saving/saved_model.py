@@ -13,6 +13,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.constants import fold_constants
+from keras_bn.saving.depthwise import write_depthwise
 from keras_bn.saving.graph_fold import fold_graph
 from keras_bn.saving.graph_fusion import give_biases, keep_slopes
 from keras_bn.saving.grappler import fuse, to_bfloat16
@@ -128,6 +129,7 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     signatures = {SERVING_DEFAULT: _signature(inputs, outputs)}
     fetches = [tensor.name for tensor in outputs.values()]
     graph, folded = fold_constants(_graph(serve), fetches), 0
+    write_depthwise(graph)
     if options.fold:
         graph, folded = fold_graph(graph, fetches)
     keep_slopes(graph)
