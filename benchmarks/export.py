@@ -98,6 +98,7 @@ def measure(name: str) -> dict[str, Any]:
                 run()
                 candidates[runtime] = run
             except ImportError as error:
+                print(f"{runtime} is left out: {error}; pip install 'keras-bn[bench]'.", file=sys.stderr)
                 result["absent"][runtime] = f"missing: {error.name}"
             except Exception as error:
                 print(f"{name} in {runtime}: {error}", file=sys.stderr)

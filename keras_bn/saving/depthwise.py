@@ -29,7 +29,9 @@ def write_depthwise(graph: graph_pb2.GraphDef) -> int:
     found = []
     for node in graph.node:
         convolution = _convolution(functions.get(node.attr["f"].func.name)) if node.op in _CALLS else None
-        filters = nodes.get(tensor_name(node.input[1])) if convolution is not None else None
+        if convolution is None:
+            continue
+        filters = nodes.get(tensor_name(node.input[1]))
         if filters is not None and filters.op == "Const":
             found.append((node, convolution, tf.make_ndarray(filters.attr["value"].tensor)))
     if not found:
