@@ -22,7 +22,7 @@ import numpy as np
 
 import keras_bn
 from benchmarks import loading, runtimes
-from benchmarks.networks import KERAS_HUB, images, network, session
+from benchmarks.networks import KERAS_HUB, images, network, runs
 from benchmarks.timing import interleaved, machine, table
 
 NETWORKS = ("MobileNetV2", "ResNet50", "EfficientNetB0", "VGG16", "ConvNeXtTiny", KERAS_HUB)
@@ -86,12 +86,11 @@ def measure(name: str) -> dict[str, Any]:
                 )
             except keras_bn.KerasBNError as error:  # too many weights to fuse
                 print(f"{name}, {version}: {error}", file=sys.stderr)
-        candidates = {}
-        for version, path in paths.items():
-            for count in THREADS:
-                opened, fed, fetched = session(path, count)
-                run = opened.make_callable(fetched, [fed])
-                candidates[f"{version} {count}/{count}"] = lambda run=run: run(image)
+        candidates = {
+            f"{version} {count}/{count}": runs(path, image, count)
+            for version, path in paths.items()
+            for count in THREADS
+        }
         for runtime in runtimes.NAMES:
             try:
                 run = runtimes.open_runtime(runtime, model, paths[OURS], image, Path(folder))

@@ -10,11 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def _application(name: str) -> Callable[[], keras.Model]:
-    return lambda: getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3))
-
-
-def _keras_hub() -> keras.Model:
+def keras_hub_efficientnet() -> keras.Model:
     """EfficientNet of KerasHub, whose BN layers are inside layers of its own."""
     import keras_hub
 
@@ -32,11 +28,15 @@ KERAS_HUB = "KerasHub EfficientNet"
 
 
 def network(name: str) -> keras.Model:
-    """A network of `keras.applications`, or `KERAS_HUB`.
+    """A network of `keras.applications`, or `KERAS_HUB`, with random weights and statistics."""
+    if name == KERAS_HUB:
+        return with_statistics(keras_hub_efficientnet())
+    return with_statistics(getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3)))
 
-    Weights are random, which cost the same as trained ones. Population statistics are not 0 and 1.
-    """
-    model = (_keras_hub if name == KERAS_HUB else _application(name))()
+
+def with_statistics(model: keras.Model) -> keras.Model:
+    """Random weights, which cost the same as trained ones, with population statistics that are not 0 and
+    1."""
     random = np.random.default_rng(0)
     for variable in model.variables:
         if variable.path.endswith("moving_mean"):
@@ -69,3 +69,10 @@ def session(path: Path, threads: int) -> tuple[tf.compat.v1.Session, str, str]:
     signature = meta_graph.signature_def["serving_default"]
     (fed,), (fetched,) = signature.inputs.values(), signature.outputs.values()
     return opened, fed.name, fetched.name
+
+
+def runs(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """What runs `image` through a version in a session of its own."""
+    opened, fed, fetched = session(path, threads)
+    call = opened.make_callable(fetched, [fed])
+    return lambda: call(image)
