@@ -130,7 +130,7 @@ def _latency_row(name: str, result: dict[str, Any]) -> list[str]:
         *(
             f"{1e3 * seconds[key]:.1f} ({base / seconds[key]:.2f})"
             if key in seconds
-            else result["absent"][key]
+            else result["absent"].get(key, "")
             for key in (*COLUMNS, *runtimes.NAMES)
         ),
     ]
