@@ -2,6 +2,7 @@
 
     python -m benchmarks            all of them; `make bench` installs the peers first
     python -m benchmarks layer      one of them: its section is replaced, the others stay
+    python -m benchmarks "layer --backend torch"
 
 Run it on a machine with nothing else to do: only ratios within one table mean something.
 """
@@ -17,6 +18,9 @@ from pathlib import Path
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLES = {
     "layer": "The layer: training, inference, whole steps, memory",
+    "layer --backend torch": "The layer on PyTorch",
+    "layer --backend jax": "The layer on JAX",
+    "layer --backend tensorflow": "The layer on TensorFlow in the same tables",
     "retrofit": "Retrofit: calibration, memory, and training on",
     "recalibrate": "Recalibration and inspection beside `predict`, on every backend",
     "freeze": "Fine-tuning with frozen statistics: a training step",
@@ -43,7 +47,7 @@ def main(names: list[str]) -> int:
         command = f"python -m benchmarks.{name}"
         print(f"\n$ {command}", flush=True)
         run = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True, check=False
+            [sys.executable, *command.split()[1:]], stdout=subprocess.PIPE, text=True, check=False
         )
         print(run.stdout)
         if run.returncode:
