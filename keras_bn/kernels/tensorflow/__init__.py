@@ -28,6 +28,10 @@ def batch_norm(
     """As `kernels.batch_norm`, with the fastest implementation that takes the arguments."""
     x, gamma, beta = (tf.convert_to_tensor(v) for v in (inputs, gamma, beta))
     axis %= len(x.shape)
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if x.dtype == tf.float16 and not on_gpu:
+        # A CPU converts float16 value by value in the kernel and in transposing: 1.3 to 3 times as slowly.
+        x = tf.cast(x, gamma.dtype)
 
     def with_fused() -> tuple[Any, Moments]:
         return fused.batch_norm(x, gamma, beta, epsilon, axis)
@@ -42,7 +46,6 @@ def batch_norm(
         return with_analytic()
     if mask is None and gamma.dtype == tf.float32 and x.dtype in (tf.float16, tf.bfloat16):
         return with_fused()
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
     takes_fused = (
         mask is None and x.dtype == gamma.dtype == tf.float32 and (on_gpu or axis == len(x.shape) - 1)
     )
