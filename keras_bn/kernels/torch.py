@@ -15,7 +15,7 @@ def batch_norm(
     inputs: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any = None
 ) -> tuple[Any, Moments]:
     """As `kernels.batch_norm`; masks, other axes than the second and the last, and float64 are general."""
-    x = ops.convert_to_tensor(inputs)
+    x = _on_device_of(gamma, inputs)
     rank, channels = x.ndim, x.shape[axis]
     axis %= rank
     count = x.numel() // max(channels, 1)
@@ -29,6 +29,12 @@ def batch_norm(
         y, mean, variance = _with_moments(centred, gamma, beta, axis, epsilon)
         mean = mean + shift
     return y, Moments(float(count), mean, variance * ((count - 1) / count))
+
+
+def _on_device_of(weight: Any, inputs: Any) -> Any:
+    """The inputs as a tensor where Keras puts tensors, which `convert_to_tensor` takes longer to find out."""
+    there = isinstance(inputs, torch.Tensor) and inputs.device == weight.device
+    return inputs if there else ops.convert_to_tensor(inputs)
 
 
 def _with_moments(x: Any, gamma: Any, beta: Any, axis: int, epsilon: float) -> tuple[Any, Any, Any]:
@@ -45,7 +51,8 @@ def _loses_digits(x: Any, mean: Any, variance: Any, epsilon: float) -> bool:
     """
     if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
-    return bool(torch.addcmul(variance, mean, mean, value=-1 / 64).lt(-epsilon).any())
+    # Where there is a NaN the other channels are not known to be safe.
+    return not float(torch.addcmul(variance, mean, mean, value=-1 / 64).min()) >= -epsilon
 
 
 def _typical(x: Any, axis: int) -> Any:
@@ -64,7 +71,7 @@ def scale_and_offset(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: f
 
 def affine(inputs: Any, scale: Any, offset: Any, axis: int) -> Any:
     """As `kernels.affine`, in one pass."""
-    x = ops.convert_to_tensor(inputs)
+    x = _on_device_of(scale, inputs)
     rank = x.ndim
     axis %= rank
     same_dtype, last = x.dtype == scale.dtype, axis == rank - 1

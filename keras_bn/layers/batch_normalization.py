@@ -300,9 +300,9 @@ class BatchNormalization(keras.layers.Layer):
 
     def _gamma_and_beta(self) -> tuple[Any, Any]:
         """gamma and beta, or ones and zeros where there are none, as tensors of shape (channels,)."""
-        shape, dtype = (self._channels,), self.statistics_dtype
-        gamma = ops.ones(shape, dtype) if self.gamma is None else self.gamma.value
-        beta = ops.zeros(shape, dtype) if self.beta is None else self.beta.value
+        shape = (self._channels,)
+        gamma = ops.ones(shape, self.statistics_dtype) if self.gamma is None else self.gamma.value
+        beta = ops.zeros(shape, self.statistics_dtype) if self.beta is None else self.beta.value
         return gamma, beta
 
     def _check_floating(self, inputs: Any) -> None:

@@ -44,7 +44,7 @@ def update(
         unbiased_variance: If True, the batch's variance times m / (m - 1) is averaged.
         averaged_deviation_epsilon: If given, sqrt(variance + epsilon) is averaged instead of the variance.
     """
-    count, mean, variance = (v if isinstance(v, float) else ops.stop_gradient(v) for v in moments)
+    count, mean, variance = moments
     if unbiased_variance:
         variance = unbiased(variance, count)
     if momentum is not None:
@@ -79,4 +79,5 @@ def _move(average: keras.Variable, moment: Any, weight: Any, seen: Any) -> None:
 
 def _assign_where(seen: Any, average: keras.Variable, value: Any) -> None:
     """Where nothing was seen, the average stays as it is to the last bit."""
-    average.assign(value if seen is True else ops.where(seen, value, average.value))
+    value = value if seen is True else ops.where(seen, value, average.value)
+    average.assign(ops.stop_gradient(value))
