@@ -75,7 +75,7 @@ def _candidates(shape: tuple[int, ...], axis: int, dtype: str, training: bool) -
     kinds: dict[str, Callable[..., keras.Layer]] = {
         OURS: partial(keras_bn.BatchNormalization, axis=axis),
         KERAS: partial(keras.layers.BatchNormalization, axis=axis),
-        EMPTY: _Empty,
+        EMPTY: Empty,
     }
     run = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
     found: dict[str, Callable[[], Run]] = {}
@@ -88,7 +88,7 @@ def _candidates(shape: tuple[int, ...], axis: int, dtype: str, training: bool) -
     return found
 
 
-class _Empty(keras.layers.Layer):
+class Empty(keras.layers.Layer):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.supports_masking = True
@@ -97,7 +97,7 @@ class _Empty(keras.layers.Layer):
         return inputs
 
 
-class _TorchNormalization(keras.layers.Layer):
+class TorchNormalization(keras.layers.Layer):
     """PyTorch's own layer inside a model of Keras, on the same memory."""
 
     def __init__(self, original: Any) -> None:
@@ -231,7 +231,7 @@ def _network(name: str) -> Factories:
 
 def _with_torch_normalization(layer: Any) -> Any:
     if isinstance(layer, keras.layers.BatchNormalization):
-        return _TorchNormalization(layer)
+        return TorchNormalization(layer)
     return layer.__class__.from_config(layer.get_config())
 
 

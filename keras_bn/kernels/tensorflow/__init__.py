@@ -37,17 +37,24 @@ def batch_norm(
         return fused.batch_norm(x, gamma, beta, epsilon, axis)
 
     def with_analytic() -> tuple[Any, Moments]:
-        return analytic.batch_norm(tf.cast(x, gamma.dtype), gamma, beta, epsilon, axis, mask)
+        return like_fused(analytic.batch_norm(tf.cast(x, gamma.dtype), gamma, beta, epsilon, axis, mask))
 
     def with_general() -> tuple[Any, Moments]:
-        return general.batch_norm(x, gamma, beta, epsilon, axis, mask)
+        return like_fused(general.batch_norm(x, gamma, beta, epsilon, axis, mask))
+
+    def like_fused(result: tuple[Any, Moments]) -> tuple[Any, Moments]:
+        """Outputs in the dtype of the kernel's, since a graph may choose between the two in each step."""
+        return tf.cast(result[0], x.dtype) if x.dtype.size == 2 else result[0], result[1]
 
     if compiles_with_xla():
         return with_analytic()
-    if mask is None and gamma.dtype == tf.float32 and x.dtype in (tf.float16, tf.bfloat16):
-        return with_fused()
+    # With the channels elsewhere, transposing 32 bits takes longer than operations in place.
+    any_axis = on_gpu or x.dtype in (tf.float16, tf.bfloat16)
     takes_fused = (
-        mask is None and x.dtype == gamma.dtype == tf.float32 and (on_gpu or axis == len(x.shape) - 1)
+        mask is None
+        and gamma.dtype == tf.float32
+        and x.dtype in (tf.float32, tf.float16, tf.bfloat16)
+        and (any_axis or axis == len(x.shape) - 1)
     )
     with_many = with_fused if takes_fused else with_analytic
     least, most = (_likely_size(x.shape, batch) for batch in _BATCHES)
