@@ -19,7 +19,6 @@ from keras_bn.saving.graph_fusion import give_biases, keep_slopes
 from keras_bn.saving.grappler import fuse, to_bfloat16
 from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
-from keras_bn.saving.leaky_relu import rewrite_leaky_relus
 from keras_bn.saving.signatures import Signature
 
 SERVING_DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
@@ -146,7 +145,6 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     meta_graph.meta_info_def.tags.append(tf.saved_model.SERVING)
     meta_graph.meta_info_def.tensorflow_version = tf.__version__
     guard(meta_graph)
-    rewrite_leaky_relus(meta_graph)
     if options.fused:
         meta_graph.graph_def.CopyFrom(fuse(meta_graph))
     saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
@@ -217,5 +215,4 @@ def _write_objects(model: keras.Model, serve: Any, decode: Any | None, folder: P
     saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     keep_slopes(saved_model.meta_graphs[0].graph_def)
     guard(saved_model.meta_graphs[0])
-    rewrite_leaky_relus(saved_model.meta_graphs[0])
     file.write_bytes(saved_model.SerializeToString())

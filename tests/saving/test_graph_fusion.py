@@ -38,12 +38,12 @@ def residual(activation, convolution=layers.Conv2D, batch_size=None):
 
 
 @pytest.mark.parametrize("slope", [0.3, 0.01, -0.5, 1.5])
-@pytest.mark.parametrize("constants", [True, False])
-def test_the_slope_behind_a_shortcut_is_kept(tmp_path, monkeypatch, slope, constants):
-    if not constants:
+@pytest.mark.parametrize("form", ["constants", "variables", "fused"])
+def test_the_slope_behind_a_shortcut_is_kept(tmp_path, monkeypatch, slope, form):
+    if form == "variables":
         monkeypatch.setattr(saved_model, "LARGEST_CONSTANTS", 0)
     model, images = residual(lambda x: keras.ops.leaky_relu(x, slope)), normal(5, 8, 8, 8)
-    path = keras_bn.export(model, tmp_path, examples=images)
+    path = keras_bn.export(model, tmp_path, examples=images, fused=form == "fused")
     # The order of summation differs between the kernels; a lost slope changes the scores by a tenth.
     expected = model.predict(images, verbose=0)
     np.testing.assert_allclose(ask(path, {"image": images})["scores"], expected, rtol=1e-4, atol=1e-5)
