@@ -65,8 +65,8 @@ def inspect(
         click.echo(report.to_html())
     else:
         click.echo(report.to_json() if as_json else str(report))
-    if "keras_bn.recalibrate" in report.advice:
-        click.echo(f"On the command line: {_recalibration(model_file, data, preprocessing)}", err=True)
+        if not as_json and "keras_bn.recalibrate" in report.advice:
+            click.echo(f"On the command line: {_recalibration(model_file, data, preprocessing)}")
     if html not in (None, "-"):
         Path(html).write_text(report.to_html(), encoding="utf-8")
         click.echo(f"Wrote {html}.", err=True)

@@ -80,7 +80,8 @@ def of_model(
         if not found:
             continue
         if observer is None:
-            observer = Observer(model, [each.layer for each in found if each.layer.built], batch)
+            built = [each.layer for each in found if each.layer.built]
+            observer = Observer(model, built, batch, by_row=True)
         for sight in observer.sights_of(batch):
             _add(sight, paths[id(sight.layer)], len(leaves[0]), result)
     return result

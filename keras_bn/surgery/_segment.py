@@ -40,7 +40,7 @@ class Sight:
 
     Attributes:
         step: the step of the program that the layer was called in.
-        rows: the moments of its inputs, row by row.
+        rows: the moments of its inputs, row by row, or of all rows where that is faster.
         sample: up to 512 rows of its inputs, `(rows, channels)`; None if not asked for.
     """
 
@@ -61,6 +61,7 @@ class Segment:
         watch: observe the layers in `steps` too.
         output: what an observed layer in `steps` gives; None for what it gives at inference.
         sampled: take samples too.
+        by_row: give the moments row by row always.
         compiles: False to run it as it stands.
     """
 
@@ -75,11 +76,12 @@ class Segment:
         watch: bool = False,
         output: Output | None = None,
         sampled: bool = False,
+        by_row: bool = False,
         compiles: bool = True,
     ) -> None:
         self._program, self._steps, self._observed = whole, list(steps), list(observed)
         self._layers, self._keep = list(layers), list(keep)
-        self._watch, self._output, self._sampled = watch, output, sampled
+        self._watch, self._output, self._sampled, self._by_row = watch, output, sampled, by_row
         made = {target for step in self._steps for target in step.targets}
         needed = [n for step in [*self._steps, *self._observed] for n in step.sources] + self._keep
         self._inputs = list(dict.fromkeys(number for number in needed if number not in made))
@@ -163,7 +165,7 @@ class Segment:
 
         def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
             def observe(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-                rows = _row_moments(inputs, layer.axis, kwargs.get("mask"))
+                rows = _row_moments(inputs, layer.axis, kwargs.get("mask"), self._by_row)
                 self._seen.append((step, layer))
                 records.append([*rows, _sample(inputs, layer.axis) if self._sampled else None])
                 return call(inputs, *args, **kwargs) if output is None else output(layer, inputs, rows)
@@ -201,8 +203,8 @@ def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[
                 del layer.call
 
 
-def _row_moments(inputs: Any, axis: int, mask: Any) -> Moments:
-    if mask is not None or len(inputs.shape) == 2:
+def _row_moments(inputs: Any, axis: int, mask: Any, by_row: bool) -> Moments:
+    if by_row or mask is not None or len(inputs.shape) == 2:
         return row_moments(inputs, axis, mask)
     return in_one_kernel(merged_row_moments, inputs, axis) if fuses() else row_moments(inputs, axis)
 

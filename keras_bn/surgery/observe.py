@@ -33,6 +33,7 @@ class Observer:
         output: what the observed layers give meanwhile, such as `normalized_by_batch`; None for what they
             give at inference.
         sampled: keep some of the inputs of every layer, of the first batch, for `samples`.
+        by_row: give the moments of `sights_of` row by row always.
         compiles: False to compile nothing, which is faster for a few batches.
 
     Attributes:
@@ -49,10 +50,16 @@ class Observer:
         example: Any,
         output: Output | None = None,
         sampled: bool = False,
+        by_row: bool = False,
         compiles: bool = True,
     ) -> None:
         self._model, self._layers = model, list(layers)
-        self._options: dict[str, Any] = {"output": output, "sampled": sampled, "compiles": compiles}
+        self._options: dict[str, Any] = {
+            "output": output,
+            "sampled": sampled,
+            "by_row": by_row,
+            "compiles": compiles,
+        }
         self.program = program(model, example)
         self.unseen: dict[keras.Layer, str] = {}
         self.samples: dict[keras.Layer, NDArray[np.floating]] = {}

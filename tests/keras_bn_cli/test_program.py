@@ -368,7 +368,7 @@ def test_the_advice_of_inspect_is_a_command_that_works(folder, tmp_path):
     model = folder / "normalized.keras"
     done = keras_bn("inspect", model, "--data", data)
     assert done.exit_code == 1, done.output
-    words = shlex.split(done.stderr.split("On the command line: ")[1].splitlines()[0])
+    words = shlex.split(done.stdout.split("On the command line: ")[1].splitlines()[0])
     words[-1] = str(tmp_path / words[-1])
     assert keras_bn(*words[1:]).exit_code == 0
     assert keras_bn("inspect", words[-1], "--data", data).exit_code == 0

@@ -249,8 +249,7 @@ def test_a_subclassed_model_is_measured_on_the_data():
 
     donor, x = Network(), np.random.default_rng(0).normal(1, 2, (20, 6, 6, 4)).astype("float32")
     donor(x)
-    result = keras_bn.convert(donor, to="group")
-    assert result.report.difference is None and "give data=" in result.report.notes[-1]
+    assert keras_bn.convert(donor, to="group").report.difference > 0  # on noise of the shape of its build
     assert keras_bn.convert(donor, to="group", data=x).report.difference > 0
 
 
