@@ -6,6 +6,7 @@ hold the options it was compiled with. `tests/test_private_names.py` uses each. 
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -39,8 +40,22 @@ def compiled_alike(function: Any, replacement: Callable[..., Any]) -> Any:
         return _tensorflow.compiled_alike(function, replacement)
     if _is_jitted(function):
         options = function._jit_info
+        if replacement is function.__wrapped__:  # JAX would find the old traces by the function
+            replacement = _another(replacement)
         return sys.modules["jax"].jit(replacement, **{name: getattr(options, name) for name in _OF_JAX})
     return sys.modules["torch"].compile(replacement)
+
+
+def _another(function: Any) -> Callable[..., Any]:
+    """A function that does the same and is not equal."""
+    if isinstance(function, types.MethodType):
+        return types.MethodType(_another(function.__func__), function.__self__)
+    if not isinstance(function, types.FunctionType):
+        return functools.partial(function)
+    name, code = function.__name__, function.__code__
+    copy = types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def _is_jitted(value: Any) -> bool:

@@ -15,6 +15,16 @@ def seeded():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions_are_dropped():
+    """What JAX compiled for the tests of one file would take gigabytes at the end of a run."""
+    yield
+    if os.environ.get("KERAS_BACKEND") == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 def process_group(nodeid):
     """Tests of a group run in one process: those of a file, or of networks that are built once for all."""
     shared = (name for name in ("keras_applications", "keras_hub") if name in nodeid)

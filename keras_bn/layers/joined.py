@@ -120,7 +120,9 @@ class JoinedBatchNormalization(keras.layers.Layer):
 
     def _pays(self, inputs: Any) -> bool:
         """Whether scaling the kernel is less work than scaling the outputs, which are also stored."""
-        batch, *example = self.compute_output_shape(tuple(inputs.shape))
+        # An open length is None, or a symbol where JAX finds the shape of the outputs.
+        shape = tuple(length if isinstance(length, int) else None for length in inputs.shape)
+        batch, *example = self.compute_output_shape(shape)
         known = [length for length in example if length is not None]
         if len(known) < len(example):
             return True
