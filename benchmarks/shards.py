@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import resource
@@ -161,7 +162,10 @@ def _python() -> list[str]:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if sys.argv[1:2] == ["--peak"]:
-        print(peak(int(sys.argv[2])))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shards", description=__doc__)
+    parser.add_argument("--peak", type=int, metavar="IMAGES", help="only the peak memory of one job")
+    options = parser.parse_args()
+    if options.peak:
+        print(peak(options.peak))
     else:
         main()
