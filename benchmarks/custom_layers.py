@@ -15,10 +15,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers, ops
 
 import keras_bn
+from benchmarks.networks import runs, with_statistics
 from benchmarks.timing import interleaved, machine, table
 
 THREADS = (1, 2)
@@ -114,33 +114,6 @@ def subclassed() -> keras.Model:
     return model
 
 
-def with_statistics(model: keras.Model) -> keras.Model:
-    """Random weights cost the same as trained ones; population statistics must not be 0 and 1."""
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith("moving_mean"):
-            variable.assign(random.normal(0, 0.1, variable.shape))
-        elif variable.path.endswith("moving_variance"):
-            variable.assign(random.uniform(0.5, 2, variable.shape))
-    return model
-
-
-def session(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
-    """A function that answers a request as a server with so many threads does."""
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=threads,
-        inter_op_parallelism_threads=threads,
-        use_per_session_threads=True,
-    )
-    opened = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-    with opened.graph.as_default():
-        meta_graph = tf.compat.v1.saved_model.load(opened, ["serve"], str(path))
-    signature = meta_graph.signature_def["serving_default"]
-    (fed,), (fetched,) = signature.inputs.values(), signature.outputs.values()
-    run = opened.make_callable(fetched.name, [fed.name])
-    return lambda: run(image)
-
-
 VARIANTS: dict[str, Callable[[], keras.Model]] = {
     "plain": plain,
     "custom layers": custom_layers,
@@ -163,7 +136,7 @@ def _rows() -> list[list[str]]:
             model, start = with_statistics(make()), time.perf_counter()
             path = keras_bn.export(model, Path(folder) / variant, examples=examples)
             took[variant] = time.perf_counter() - start
-            candidates |= {f"{variant} {count}": session(path, image, count) for count in THREADS}
+            candidates |= {f"{variant} {count}": runs(path, image, count) for count in THREADS}
             keras.backend.clear_session()
         seconds = interleaved(candidates, rounds=40, warmup=5)
         candidates.clear()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
 from keras_bn.statistics.moments import reduction_axes
+from keras_bn.surgery._replaced_calls import replaced_calls
 from keras_bn.surgery._state import state_kept
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -91,21 +91,8 @@ def _run(
 
         return run
 
-    with _replaced_calls(layers, seeing), state_kept(model):
+    with replaced_calls(layers, seeing), state_kept(model):
         model(inputs, training=False)
-
-
-@contextmanager
-def _replaced_calls(
-    layers: Sequence[Any], wrap: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    try:
-        for layer in layers:
-            layer.call = wrap(layer, layer.call)
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
 
 
 def _moments(outputs: Any, axis: int) -> Moments:

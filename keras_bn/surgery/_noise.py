@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery._inputs import symbolic_inputs
+from keras_bn.surgery._replaced_calls import replaced_calls
 from keras_bn.surgery._state import state_kept
 
 
@@ -21,7 +22,7 @@ def change_on_noise(before: keras.Model, after: keras.Model, data: Any = None) -
     """
     if data is not None:
         return _change(before, after, data)
-    noise = _noise_for(before if getattr(before, "inputs", None) else after)
+    noise = _noise_for_either(before, after)
     if noise is None:
         return None
     try:
@@ -35,16 +36,9 @@ def differs(before: keras.Model, after: keras.Model, data: Any = None) -> bool:
 
     False where that cannot be seen: without data, a model takes strings, or the first one fails too.
     """
-    inputs = _noise_for(before if getattr(before, "inputs", None) else after, True) if data is None else data
-    try:
-        expected = [] if inputs is None else _outputs(before, inputs)
-    except Exception:  # as above
-        return False
-    try:
-        outputs = _outputs(after, inputs) if expected else []
-    except Exception:  # what an operation raises is a matter of the backend
-        return True
-    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, outputs, strict=True))
+    inputs = _noise_for_either(before, after, integers=True) if data is None else data
+    pairs = _pairs(before, after, inputs)
+    return pairs is None or not all(np.array_equal(*pair, equal_nan=True) for pair in pairs)
 
 
 def fails_on_noise(before: keras.Model, after: keras.Model, tolerance: float = 0.1) -> bool:
@@ -53,19 +47,30 @@ def fails_on_noise(before: keras.Model, after: keras.Model, tolerance: float = 0
     Args:
         tolerance: as a fraction of the largest value of the output.
     """
-    noise = _noise_for(before if getattr(before, "inputs", None) else after)
-    try:
-        expected = [] if noise is None else _outputs(before, noise)
-    except Exception:  # as above
-        return False
-    try:
-        outputs = _outputs(after, noise) if expected else []
-    except Exception:
-        return True
-    return any(
-        np.abs(new - old).max(initial=0) > tolerance * np.abs(old).max(initial=0)
-        for old, new in zip(expected, outputs, strict=True)
+    pairs = _pairs(before, after, _noise_for_either(before, after))
+    return pairs is None or any(
+        np.abs(new - old).max(initial=0) > tolerance * np.abs(old).max(initial=0) for old, new in pairs
     )
+
+
+def _pairs(
+    before: keras.Model, after: keras.Model, inputs: Any
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """The outputs of both models: none without inputs or where the first fails, None if only the second does.
+
+    What an operation raises is a matter of the backend.
+    """
+    if inputs is None:
+        return []
+    try:
+        expected = _outputs(before, inputs)
+    except Exception:  # noise need not make sense to a model
+        return []
+    try:
+        outputs = _outputs(after, inputs)
+    except Exception:  # that is what is asked
+        return None
+    return list(zip(expected, outputs, strict=True))
 
 
 def _change(before: keras.Model, after: keras.Model, inputs: Any) -> float:
@@ -77,9 +82,7 @@ def called_in_training(model: keras.Model, layers: Sequence[Any]) -> list[Any]:
     """Those of the layers that a model at inference calls with training=True, as far as noise shows it."""
     noise, found = _noise_for(model), []
 
-    def recorded(layer: Any) -> Callable[..., Any]:
-        call = layer.call
-
+    def recorded(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
         def record(*args: Any, **kwargs: Any) -> Any:
             if kwargs.get("training"):
                 found.append(layer)
@@ -90,15 +93,16 @@ def called_in_training(model: keras.Model, layers: Sequence[Any]) -> list[Any]:
     if noise is None:
         return []
     try:
-        for layer in layers:
-            layer.call = recorded(layer)
-        _outputs(model, noise)
-    except Exception:  # as above
+        with replaced_calls(layers, recorded):
+            _outputs(model, noise)
+    except Exception:  # noise need not make sense to a model
         return []
-    finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
     return found
+
+
+def _noise_for_either(before: keras.Model, after: keras.Model, integers: bool = False) -> Any:
+    """Noise for the model that knows its inputs: one may be subclassed."""
+    return _noise_for(before if getattr(before, "inputs", None) else after, integers)
 
 
 def _noise_for(model: keras.Model, integers: bool = False) -> Any:

@@ -26,6 +26,7 @@ from keras_bn.surgery._compiled import (
     without_gradients,
 )
 from keras_bn.surgery._program import Program, Step
+from keras_bn.surgery._replaced_calls import replaced_calls
 
 # The outputs of a layer while it is observed, from the layer, its inputs, and their moments row by row.
 Output: TypeAlias = Callable[[keras.Layer, Any, Moments], Any]
@@ -172,7 +173,7 @@ class Segment:
 
             return observe
 
-        with _replaced_calls(layers, watched):
+        with replaced_calls(layers, watched):
             yield
 
 
@@ -189,18 +190,6 @@ def inputs_of(whole: Program, batch: Any) -> dict[int, Value]:
     """The inputs of a program from one batch of inputs of its model."""
     leaves = keras.tree.flatten(batch)
     return {number: (as_tensor(leaf), None) for number, leaf in zip(whole.inputs, leaves, strict=True)}
-
-
-@contextmanager
-def _replaced_calls(layers: Sequence[keras.Layer], wrap: Callable[..., Callable[..., Any]]) -> Iterator[None]:
-    try:
-        for layer in layers:
-            layer.call = wrap(layer, layer.call)
-        yield
-    finally:
-        for layer in layers:
-            if "call" in vars(layer):
-                del layer.call
 
 
 def _row_moments(inputs: Any, axis: int, mask: Any, by_row: bool) -> Moments:

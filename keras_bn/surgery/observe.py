@@ -133,7 +133,7 @@ class Observer:
             sights, _ = segment(values)
         except KerasBNError:
             raise
-        except Exception:
+        except Exception:  # a layer hides its inputs in a way of its backend; those that do are left out
             self._set_aside(values)
             segment = self._segment([layer for layer in self._layers if layer not in self.unseen])
             sights, _ = segment(values)
@@ -175,7 +175,7 @@ class Observer:
             if layers and layers != [step.operation]:
                 try:
                     Segment(self.program, [], layers, observed=[step])(values)
-                except Exception:
+                except Exception:  # what a backend raises for a value out of its loop or function
                     kind = type(step.operation).__name__
                     reason = f"is called where {kind} hides its inputs, in a loop or a compiled function"
                     self.unseen |= dict.fromkeys(layers, reason)

@@ -9,6 +9,7 @@ import pytest
 
 import keras_bn
 from keras_bn.errors import KerasBNError
+from tests.surgery import people
 
 L = keras.layers
 RANDOM = np.random.default_rng(0)
@@ -311,23 +312,9 @@ def test_a_layer_whose_insides_would_train_is_observed_at_inference():
         np.testing.assert_array_equal(old, new)
 
 
-class Misconfigured(L.Layer):
-    """Cannot be created from its configuration, and holds no BN."""
-
-    def __init__(self, inner, **kwargs):
-        super().__init__(**kwargs)
-        self.inner = inner
-
-    def call(self, x):
-        return self.inner(x)
-
-    def get_config(self):
-        return {**super().get_config(), "factor": 2}
-
-
 def test_a_layer_that_cannot_be_copied_by_its_configuration():
     inputs = keras.Input((8, 3))
-    model = keras.Model(inputs, L.BatchNormalization(name="bn")(Misconfigured(L.Dense(4))(inputs)))
+    model = keras.Model(inputs, L.BatchNormalization(name="bn")(people.Misconfigured(L.Dense(4))(inputs)))
     (before,) = inspected(model).layers
     assert before.layer == "bn"
     (after,) = inspected(model, DATA).layers

@@ -15,6 +15,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 import keras_bn
 import keras_bn.saving.record
 from keras_bn.saving.session import servable
+from tests.surgery import people
 
 
 def normal(*shape):
@@ -555,24 +556,10 @@ def test_another_backend(tmp_path, monkeypatch):
         keras_bn.export(conv_net(), tmp_path)
 
 
-class Misconfigured(layers.Layer):
-    """Cannot be created from its configuration, and holds no BN."""
-
-    def __init__(self, inner, **kwargs):
-        super().__init__(**kwargs)
-        self.inner = inner
-
-    def call(self, x):
-        return self.inner(x)
-
-    def get_config(self):
-        return {**super().get_config(), "factor": 2}
-
-
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_layer_that_cannot_be_copied_by_its_configuration(tmp_path, normalized):
     inputs = keras.Input((6, 6, 3), name="image")
-    x = Misconfigured(layers.Conv2D(4, 3))(inputs)
+    x = people.Misconfigured(layers.Conv2D(4, 3))(inputs)
     model = keras.Model(inputs, layers.BatchNormalization()(x) if normalized else x)
     path = keras_bn.export(model, tmp_path / "model")
     x = normal(3, 6, 6, 3)

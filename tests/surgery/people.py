@@ -254,3 +254,17 @@ def outputs(model, inputs, training=False):
 
 def values(variables):
     return [ops.convert_to_numpy(ops.cast(v, "float64")) for v in variables]
+
+
+class Misconfigured(layers.Layer):
+    """Cannot be created from its configuration, and holds no BN."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": 2}

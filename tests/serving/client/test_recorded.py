@@ -96,9 +96,8 @@ def test_statuses_are_the_same_over_both_transports():
         as_json = json_format.MessageToJson(
             message, always_print_fields_with_no_presence=True, preserving_proto_field_name=True
         )
-        assert read(message.SerializeToString()) == RestCodec().status(MODEL).read(as_json.encode()), record[
-            "id"
-        ]
+        over_rest = RestCodec().status(MODEL).read(as_json.encode())
+        assert read(message.SerializeToString()) == over_rest, record["id"]
     rest = [record for record in REST if answered(record) and b"model_version_status" in rest_body(record)]
     assert rest
     for record in rest:
