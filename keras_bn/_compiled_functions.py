@@ -60,7 +60,8 @@ def _another(function: Any) -> Callable[..., Any]:
 
 def _is_jitted(value: Any) -> bool:
     stages = sys.modules.get("jax.stages")
-    return stages is not None and isinstance(value, stages.Wrapped) and hasattr(value, "_jit_info")
+    # The attribute first: whether an object follows the protocol `Wrapped` takes 20 times as long to find.
+    return stages is not None and hasattr(value, "_jit_info") and isinstance(value, stages.Wrapped)
 
 
 def _is_of_torch(value: Any) -> bool:

@@ -164,16 +164,15 @@ def recalibrate(
         with tqdm(total=source.total, desc="recalibrating", unit="batch", disable=not progress) as bar:
             estimate.run(example, stream, bar)
         change = difference(model, before, outputs(result, example, worth_compiling(1)), tolerance=np.inf)
-    unseen = {layer: why_not_called(layer, result) for path, layer in pairs if path in paths}
-    unseen |= estimate.unseen
-    rows = tuple(
-        Row(
-            path,
-            type(layer).__name__,
-            *estimate.outcome.get(layer, ("left alone", unseen.get(layer, "not chosen"))),
-        )
-        for path, layer in pairs
-    )
+
+    def outcome(path: str, layer: keras.Layer) -> Any:
+        if layer in estimate.outcome:
+            return estimate.outcome[layer]
+        if path not in paths:
+            return "left alone", "not chosen"
+        return "left alone", estimate.unseen.get(layer) or why_not_called(layer, result)
+
+    rows = tuple(Row(path, type(layer).__name__, *outcome(path, layer)) for path, layer in pairs)
     # With a prior, few examples are no fault.
     notes = () if prior else tuple(estimate.doubts)
     for note in notes:
