@@ -54,7 +54,7 @@ def check(
     """Check `what` on the first of `batches` whose outputs differ, else on the last."""
     for batch in batches:
         try:
-            checked = _check(served, {name: values[:_LARGEST_BATCH] for name, values in batch.items()}, what)
+            checked = _check(served, _map(batch, lambda values: values[:_LARGEST_BATCH]), what)
         except tf.errors.OpError as error:
             hint = " on generated inputs; pass examples of real ones" if made_up else ""
             raise KerasBNError(f"{what} failed{hint}: {error.message}") from error
@@ -75,6 +75,8 @@ def tolerance_of(served: Servable) -> float:
 
 
 def _check(served: Servable, batch: Tensors, what: str) -> Checked:
+    if not any(np.ndim(values) for values in batch.values()):
+        raise KerasBNError(f"{what} has no input with an axis of examples, so it has no rows to compare.")
     count = _count(batch)
     if count < 2 and served.batch_size != 1:
         raise KerasBNError(f"{what} was given {count} example; one cannot be seen to change another.")
@@ -96,7 +98,8 @@ def _check(served: Servable, batch: Tensors, what: str) -> Checked:
         except tf.errors.OpError:  # a value that the model does not take says nothing of the other rows
             continue
         asked += 1
-        moved = largest_change({name: values[here] for name, values in answer.items()}, together, there)
+        found = {name: values[here] for name, values in answer.items()}
+        moved = largest_change(found, together, there, padded=True)
         if moved > tolerance:
             raise CheckFailedError(
                 f"{what} depends on the other rows of a request: the answer to an example changes by "
@@ -155,6 +158,7 @@ def _others(batch: Tensors, row: int) -> Iterator[tuple[str, Tensors | None]]:
         ("change their sign", lambda v: -v),
     ):
         yield f"the other rows {change}", _replaced(batch, row, function, np.floating)
+    yield "the other rows grow by one", _replaced(batch, row, lambda v: v + 1, np.integer)
     for change, function in (("lowest", np.min), ("highest", np.max)):
         filled = _replaced(batch, row, lambda v, f=function: np.full_like(v, f(v)), np.number)
         yield f"the other rows are filled with their {change} value", filled
@@ -165,7 +169,8 @@ def _replaced(batch: Tensors, row: int, function: Any, kind: type) -> Tensors | 
     inputs."""
     replaced = {}
     for name, values in batch.items():
-        if _is_floating(values) or (kind is np.number and np.issubdtype(values.dtype, kind)):
+        floating = _is_floating(values) and kind is not np.integer
+        if np.ndim(values) and (floating or np.issubdtype(values.dtype, kind)):
             changed = function(values).astype(values.dtype)
             changed[row] = values[row]
             replaced[name] = changed
@@ -173,11 +178,12 @@ def _replaced(batch: Tensors, row: int, function: Any, kind: type) -> Tensors | 
 
 
 def _map(batch: Tensors, function: Any) -> Tensors:
-    return {name: function(values) for name, values in batch.items()}
+    """`batch` with `function` of each input; a scalar input has no rows, and stays what it is."""
+    return {name: function(values) if np.ndim(values) else values for name, values in batch.items()}
 
 
 def _count(batch: Tensors) -> int:
-    return len(next(iter(batch.values())))
+    return next(len(values) for values in batch.values() if np.ndim(values))
 
 
 def _check_rows(output: np.ndarray, count: int, what: str) -> None:
@@ -195,14 +201,32 @@ def _is_floating(values: np.ndarray) -> bool:
     return values.dtype != object and tf.as_dtype(values.dtype).is_floating
 
 
-def largest_change(tensors: Tensors, reference: Tensors, rows: slice = slice(None)) -> float:
-    """The largest change from `rows` of `reference`, relative to its largest magnitude; 1 for other types."""
+def largest_change(
+    tensors: Tensors, reference: Tensors, rows: slice = slice(None), *, padded: bool = False
+) -> float:
+    """The largest change from `rows` of `reference`, relative to its largest magnitude; 1 for other types.
+
+    Args:
+        padded: If True, the length of an output may depend on the longest example of its request. What both
+            have is compared. If False, another shape is a change of 1.
+    """
     worst = 0.0
     for name, expected in reference.items():
+        found, wanted = tensors[name], expected[rows]
+        if padded and found.ndim == wanted.ndim:
+            found, wanted = _in_common(found, wanted)
+        if found.shape[1:] != wanted.shape[1:]:
+            return 1.0
         if _is_floating(expected):
-            wide = expected.astype(np.float64)
-            change = np.abs(tensors[name].astype(np.float64) - wide[rows]).max()
-            worst = max(worst, float(change / (np.abs(wide).max() or 1.0)))
+            change = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
+            worst = max(worst, float(change / (np.abs(expected.astype(np.float64)).max(initial=0.0) or 1.0)))
         else:
-            worst = max(worst, float(np.any(tensors[name] != expected[rows])))
+            worst = max(worst, float(np.any(found != wanted)))
     return worst
+
+
+def _in_common(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The parts of arrays that all of them have along every axis but the first."""
+    lengths = np.min([array.shape[1:] for array in arrays], axis=0).astype(int)
+    common = (slice(None), *map(slice, lengths))
+    return [array[common] for array in arrays]

@@ -51,7 +51,8 @@ def verify_inference_mode(
     an example in its row and replaces all other rows: by other examples, by the same rows on other scales and
     with the opposite sign, by copies of the example, and by constant rows. If the batch size is not fixed,
     the example is also sent alone and in a request twice as long. The outputs must agree up to rounding, and
-    a repeated request must give the same outputs. This is done for several examples.
+    a repeated request must give the same outputs. This is done for several examples. Where outputs are padded
+    to the longest example of their request, the part that both have is compared.
 
     SavedModels of any origin can be checked. They are loaded into a separate session, as in TensorFlow
     Serving. A signature of batch size 1 has no other rows, so only the repeated request is compared.
@@ -61,7 +62,8 @@ def verify_inference_mode(
         examples: Two or more inputs, an array or a dict of arrays by input name, of which the first 8 are
             used. If None, four examples (or the signature's fixed batch size) are generated from the types
             and shapes of the signature: floats of several scales, bytes from 0 to 255, and other integers of
-            0 or 1, which every embedding has. An unknown size becomes 64.
+            0 or 1, which every embedding has. An unknown size becomes 64. An input without axes, such as a
+            temperature, is 1; it is never replaced.
         signature: Name of the signature to check.
 
     Raises:

@@ -36,6 +36,8 @@ def batch_size(inputs: Mapping[str, tf.TensorSpec]) -> int | None:
 
 
 def _values(random: np.random.Generator, spec: tf.TensorSpec, count: int, largest: float) -> np.ndarray:
+    if spec.shape.rank == 0:
+        return np.ones((), spec.dtype.as_numpy_dtype)
     rest = spec.shape.as_list()[1:] if spec.shape.rank else []
     shape = (count, *(_OPEN_SIZE if size is None else size for size in rest))
     if spec.dtype.is_floating:
@@ -58,7 +60,7 @@ def given(inputs: Mapping[str, tf.TensorSpec], examples: Any) -> Tensors:
         got = ", ".join(examples) if isinstance(examples, Mapping) else "one array"
         raise KerasBNError(f"examples must be given for the inputs {', '.join(inputs)}; got {got}.")
     matched = {name: _array(name, named[name], spec, batch_size(inputs)) for name, spec in inputs.items()}
-    counts = {name: len(array) for name, array in matched.items()}
+    counts = {name: len(array) for name, array in matched.items() if array.ndim}
     if len(set(counts.values())) > 1:
         raise KerasBNError(f"examples differ in number: {counts}.")
     return matched

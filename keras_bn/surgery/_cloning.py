@@ -126,22 +126,32 @@ def layers_in(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
 
     Those that Keras tracks come first, in its order; those that it does not see, held by objects of one's
     own, follow. A model in a wrapper is no level of its own: `TimeDistributed(cnn, name="td")` holds `td/bn`.
-    A shared layer is listed once, and the model itself not at all.
+    A shared layer is listed once, and the model itself not at all. Paths are unique: of two layers that a
+    layer holds under one name, the second is `block/bn (2)`.
     """
     found: dict[int, tuple[str, keras.Layer]] = {}
+    taken: set[str] = set()
+
+    def enter(layer: keras.Layer, path: str) -> str:
+        unique, count = path, 1
+        while unique in taken:
+            count += 1
+            unique = f"{path} ({count})"
+        taken.add(unique)
+        found[id(layer)] = unique, layer
+        return unique
 
     def visit(owner: keras.Layer, prefix: str) -> None:
         for layer in _keras.direct_layers(owner):
             if id(layer) not in found and layer is not model:
-                found[id(layer)] = f"{prefix}{layer.name}", layer
+                path = enter(layer, f"{prefix}{layer.name}")
                 wrapped = isinstance(owner, keras.layers.Wrapper) and isinstance(layer, keras.Model)
-                visit(layer, prefix if wrapped else f"{prefix}{layer.name}/")
+                visit(layer, prefix if wrapped else f"{path}/")
 
     visit(model, "")
     for holder in _Web(model).objects:
         if isinstance(holder, keras.Layer) and id(holder) not in found and holder is not model:
-            found[id(holder)] = holder.name, holder
-            visit(holder, f"{holder.name}/")
+            visit(holder, f"{enter(holder, holder.name)}/")
     return list(found.values())
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from keras_bn.layers.batch_normalization import BatchNormalization
-from keras_bn.layers.linear import channel_axis, is_linear
+from keras_bn.layers.linear import KINDS, channel_axis, is_linear
 from keras_bn.surgery._conversions import is_keras
-from keras_bn.surgery._linear import misplaces_bias
+from keras_bn.surgery._linear import misplaces_bias, why_not_plain
 from keras_bn.surgery.graph import Call
 
 
@@ -67,6 +67,8 @@ def _obstacle(call: Call, producer: Call | None) -> str:
         return "no layer comes before it"
     wrapped = normalization is not call.layer
     layer = producer.own_layer if wrapped else producer.layer
+    if type(layer) in KINDS and not is_linear(layer):
+        return f"{producer.path} before it {why_not_plain(layer) or 'has LoRA weights'}"
     if not is_linear(layer) or wrapped != (layer is not producer.layer):
         return f"{producer.path} before it is no plain convolution or dense layer"
     if layer.activation is not keras.activations.linear:

@@ -13,6 +13,8 @@ from keras_bn.statistics.population import PopulationMoments
 # Data in 0 to 255 where a model was trained on 0 to 1 is off by 255, in -1 to 1 by 127; what augmentation,
 # another camera or another domain do to the first layer stays far below this.
 _OTHER_SCALE = 20.0
+# Relative to the square of the mean: the variance that rounding in float32 gives to a constant is below it.
+_CONSTANT = 1e-10
 
 
 class Counted:
@@ -73,11 +75,22 @@ def doubts(
         layer, moments = next(iter(found.items()))
         mean, variance = before[layer]
         untouched = not mean.any() and bool((variance == 1).all())
-        ratio = (moments.variance + layer.epsilon) / (np.maximum(variance, 0) + layer.epsilon)
-        factor = float(np.sqrt(np.median(ratio)))
+        factor = _scale(moments, mean, np.asarray(variance))
         if not untouched and not 1 / _OTHER_SCALE < factor < _OTHER_SCALE:
             result.append(
                 f"The inputs of {layer.name!r}, the first layer, deviate {factor:.3g} times as much as its "
                 "statistics say; is the data scaled as in training (0 to 1, or 0 to 255)?"
             )
     return result
+
+
+def _scale(moments: PopulationMoments, mean: np.ndarray, variance: np.ndarray) -> float:
+    """How many times as much the median channel deviates as its statistics say.
+
+    Channels that are constant, on the data or by the statistics, say nothing: their scale is that of
+    rounding. Epsilon is left out, since it would hide data on a smaller scale.
+    """
+    varies = (moments.variance > _CONSTANT * moments.mean**2) & (variance > _CONSTANT * mean**2)
+    if not varies.any():
+        return 1.0
+    return float(np.sqrt(np.median(moments.variance[varies] / variance[varies])))

@@ -97,6 +97,52 @@ def test_what_mixes_rows_is_found_at_open_and_fixed_batch_sizes(tmp_path, name, 
         keras_bn.verify_inference_mode(path)
 
 
+def test_a_count_of_integers_is_found(tmp_path):
+    def vocabulary(x):
+        return tf.reduce_sum(x, 1) + tf.cast(tf.size(tf.unique(tf.reshape(x, [-1]))[0]), x.dtype)
+
+    path = save(tmp_path / "m", vocabulary, ([2, 5], tf.int64, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(path)
+
+
+WORDS = np.array(["a bc d", "efg", "", "hi jk"])
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_padding_to_the_longest_row_is_no_dependence(tmp_path, batch_size):
+    def lengths(x):
+        words = tf.strings.split(x).to_tensor("")
+        return {"words": words, "lengths": tf.cast(tf.strings.length(words), tf.float32)}
+
+    path = save(tmp_path / "m", lengths, ([batch_size], tf.string, "x"))
+    check = keras_bn.verify_inference_mode(path, WORDS)
+    assert check.difference == 0.0 < check.spread
+
+
+def test_a_dependence_of_padded_outputs_is_found(tmp_path):
+    def centered(x):
+        lengths = tf.cast(tf.strings.length(tf.strings.split(x)), tf.float32).to_tensor()
+        return lengths - tf.reduce_mean(lengths)
+
+    path = save(tmp_path / "m", centered, ([None], tf.string, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(path, WORDS)
+
+
+def test_a_scalar_input_is_no_row(tmp_path):
+    specs = ([None, 3], tf.float32, "x"), ([], tf.float32, "temperature")
+    honest = save(tmp_path / "honest", lambda x, t: tf.nn.softmax(x / t), *specs)
+    for examples in (None, {"x": np.eye(3), "temperature": 0.5}):
+        assert keras_bn.verify_inference_mode(honest, examples).difference < 1e-6
+    mixing = save(tmp_path / "mixing", lambda x, t: tf.nn.softmax(x / t, 0), *specs)
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(mixing)
+    alone = save(tmp_path / "alone", lambda t: t[None], ([], tf.float32, "temperature"))
+    with pytest.raises(keras_bn.KerasBNError, match="no input with an axis of examples"):
+        keras_bn.verify_inference_mode(alone)
+
+
 def test_training_mode_of_a_fixed_batch_size(tmp_path):
     model = normalized(layers.BatchNormalization())
     with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
@@ -282,3 +328,4 @@ def test_change_is_relative_to_the_largest_output_and_exact_for_other_types():
     assert largest_change(changed, reference) == 0.25
     assert largest_change({**reference, "class": np.array([1, 3])}, reference) == 1.0
     assert largest_change(reference, reference) == 0.0
+    assert largest_change({**reference, "x": np.array([[1.0, 0.0], [-4.0, 0.0]])}, reference) == 1.0

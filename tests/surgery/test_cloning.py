@@ -3,8 +3,9 @@ import functools
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
+import keras_bn
 from keras_bn.surgery._cloning import Clone, exchanged_in_place, layers_in
 from tests.surgery import people
 
@@ -268,3 +269,33 @@ def test_a_layer_of_a_module_named_as_one_of_pythons_is_copied_with_all_it_holds
     model = keras.Sequential([keras.Input((4,)), Block()])
     copy = Clone(model).model
     assert copy.layers[0].bn is not model.layers[0].bn
+
+
+class Namesakes(layers.Layer):
+    """Two BN layers of one name and different widths."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(5)
+        self.first, self.second = (layers.BatchNormalization(name="bn") for _ in range(2))
+
+    def call(self, x):
+        return ops.concatenate([self.first(self.dense(x)), self.second(x)], -1)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_layers_of_one_name_are_told_apart(in_place):
+    model = keras.Sequential([keras.Input((3,)), Namesakes(name="block"), layers.Dense(2)])
+    model = people.scramble(model)
+    x = people.normal(20, 3)
+    expected = people.outputs(model, x)
+    assert [path for path, _ in layers_in(model) if "bn" in path] == ["block/bn", "block/bn (2)"]
+    for function in (keras_bn.convert, keras_bn.fold, keras_bn.freeze):
+        result = function(model)
+        assert [row.layer for row in result.report.rows] == ["block/bn", "block/bn (2)"]
+        np.testing.assert_allclose(people.outputs(result.model, x), expected, rtol=0, atol=1e-5)
+    one = keras_bn.recalibrate(model, x, layers="block/bn (2)", progress=False, in_place=in_place)
+    assert [row.action for row in one.report.rows] == ["left alone", "recalibrated"]
+    block = one.model.layers[0]
+    np.testing.assert_allclose(ops.convert_to_numpy(block.second.moving_mean), x.mean(0), atol=1e-6)
+    assert len(keras_bn.inspect(one.model, x, progress=False).layers) == 2

@@ -260,6 +260,14 @@ def test_a_layer_that_is_also_called_elsewhere_is_not_joined():
     }
 
 
+def with_other_weights(method, argument):
+    """A dense layer after a method of it that gives it other weights than a kernel and a bias."""
+    layer = layers.Dense(4, name="d")
+    layer.build((None, 3, 4))
+    getattr(layer, method)(argument)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -279,6 +287,14 @@ def test_a_layer_that_is_also_called_elsewhere_is_not_joined():
                 [y := layers.Dense(4, name="d")(x), layers.BatchNormalization(name="bn")(y)]
             ),
             "d before it has another consumer",
+        ),
+        (
+            lambda x: layers.BatchNormalization(name="bn")(with_other_weights("quantize", "int8")(x)),
+            "d before it is quantized to int8",
+        ),
+        (
+            lambda x: layers.BatchNormalization(name="bn")(with_other_weights("enable_lora", 2)(x)),
+            "d before it has LoRA weights",
         ),
     ],
 )
