@@ -11,13 +11,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_bn._keras import flatten_layers
 from keras_bn.data import batches
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.record import EXTRA
 from keras_bn.statistics.examples import ExampleStatistics
+from keras_bn.surgery._checks import check_model
+from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery._segment import Sight
-from keras_bn.surgery.normalizations import batch_normalizations, is_batch_normalization
+from keras_bn.surgery.normalizations import is_batch_normalization
 from keras_bn.surgery.observe import Observer
 from keras_bn.surgery.population_statistics import DAMAGED
 
@@ -69,9 +70,8 @@ def of_model(
         data: Data in any form that `Model.predict` accepts.
         known: The reference that gives center and scale, or None.
     """
-    has_normalizations = any(map(is_batch_normalization, flatten_layers(model)))
-    found = batch_normalizations(model) if has_normalizations else []
-    paths = {id(each.layer): each.path for each in found}
+    check_model(model)
+    found = {id(layer): (path, layer) for path, layer in layers_in(model) if is_batch_normalization(layer)}
     observer: Observer | None = None
     result: Statistics = {}
     for batch in batches(model, data, batch_size, steps):
@@ -80,10 +80,11 @@ def of_model(
         if not found:
             continue
         if observer is None:
-            built = [each.layer for each in found if each.layer.built]
+            built = [layer for _, layer in found.values() if layer.built]
             observer = Observer(model, built, batch, by_row=True)
         for sight in observer.sights_of(batch):
-            _add(sight, paths[id(sight.layer)], len(leaves[0]), result)
+            path, _ = found[id(sight.layer)]
+            _add(sight, path, len(leaves[0]), result)
     return result
 
 

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery._checks import check_keras_model
+from keras_bn.surgery._cloning import layers_in
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
 
 
 def _check_stateless(model: keras.Model) -> None:
-    for layer in flatten_layers(model):
+    for path, layer in layers_in(model):
         if getattr(layer, "stateful", False):
             raise KerasBNError(
-                f"layer {layer.name!r} ({type(layer).__name__}) of model {model.name!r} is stateful: its "
+                f"layer {path!r} ({type(layer).__name__}) of model {model.name!r} is stateful: its "
                 "answer would depend on the requests before, of whatever client. Export the model built "
                 "with stateful=False and the same weights, and let requests hold whole sequences."
             )

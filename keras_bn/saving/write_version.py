@@ -16,7 +16,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bn._keras import flatten_layers
 from keras_bn.errors import CheckFailedError, KerasBNError
 from keras_bn.saving import images, warm_up
 from keras_bn.saving import reference as statistics
@@ -29,6 +28,7 @@ from keras_bn.saving.saved_model import write as write_saved_model
 from keras_bn.saving.session import servable
 from keras_bn.saving.signatures import Signature, predict_signature
 from keras_bn.saving.versions import check_target, publish
+from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery.fold import fold as fold_model
 from keras_bn.surgery.normalizations import is_batch_normalization
 
@@ -134,7 +134,7 @@ def _folded(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
     try:
         folded = fold_model(model)
     except KerasBNError as error:
-        if any(is_batch_normalization(layer) for layer in flatten_layers(model)):
+        if any(is_batch_normalization(layer) for _, layer in layers_in(model)):
             warnings.warn(
                 f"the layers of model {model.name!r} were not folded; what follows a convolution directly is "
                 f"folded in the exported graph instead. Why: {error}",
@@ -150,10 +150,10 @@ def _unknown_steps_named(model: keras.Model) -> Iterator[None]:
     try:
         yield
     except CheckFailedError as error:
-        for layer in flatten_layers(model):
+        for path, layer in layers_in(model):
             if isinstance(layer, keras.layers.TimeDistributed) and None in tuple(layer.input.shape)[1:2]:
                 raise CheckFailedError(
-                    f"{error} Layer {layer.name!r} is a TimeDistributed with an open number of steps, which "
+                    f"{error} Layer {path!r} is a TimeDistributed with an open number of steps, which "
                     "Keras computes wrongly in a graph: give the model's Input a fixed number of steps, or "
                     "leave TimeDistributed out around layers that work on the last axis anyway, such as "
                     "Dense."

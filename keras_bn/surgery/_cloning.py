@@ -301,7 +301,7 @@ def _shell(old: Any, new_of: Callable[[Any], Any]) -> Any:
         return kind(old.default_factory)
     if isinstance(old, deque):
         return kind(maxlen=old.maxlen)
-    containers: tuple[Any, ...] = (OrderedDict, dict, list, set)
+    containers: tuple[Any, ...] = (OrderedDict, dict, list, set, types.SimpleNamespace)
     for base in containers:
         if isinstance(old, base):
             return base.__new__(kind if issubclass(kind, base) else base)

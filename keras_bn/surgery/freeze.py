@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from keras_bn._keras import flatten_layers
 from keras_bn.errors import KerasBNError
 from keras_bn.layers.joined import JoinedBatchNormalization
 from keras_bn.surgery._checks import check_model, check_weights
+from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery._freezing import Freezing
 from keras_bn.surgery._noise import change_on_noise
 from keras_bn.surgery._thawing import Thawing
@@ -126,6 +126,6 @@ def unfreeze(model: keras.Model, in_place: bool = False) -> SurgeryResult:
 
 def unfrozen(model: keras.Model) -> keras.Model:
     """The model itself, or the result of `unfreeze` if `freeze` joined layers in it."""
-    layers = flatten_layers(model) if isinstance(model, keras.Model) else []
-    joined = any(isinstance(layer, JoinedBatchNormalization) for layer in layers)
+    layers = layers_in(model) if isinstance(model, keras.Model) else []
+    joined = any(isinstance(layer, JoinedBatchNormalization) for _, layer in layers)
     return unfreeze(model).model if joined else model

@@ -1,5 +1,7 @@
 """Drift of requests from the reference that travels with an export."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -125,3 +127,27 @@ def test_masked_sequences_count_real_values_alone(tmp_path):
     known = reference.of_model(model, ["x"], x)
     np.testing.assert_allclose(known["bn"].moments.mean, x[mask].mean(0), rtol=1e-5)
     assert known["bn"].moments.count == mask.sum()
+
+
+class Untracked(keras.layers.Layer):
+    """Holds a BN layer in an object that Keras does not look into."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = SimpleNamespace(bn=keras.layers.BatchNormalization(name="bn"))
+
+    def call(self, x):
+        return self.parts.bn(x)
+
+
+def test_a_layer_that_keras_does_not_track_is_in_the_reference(tmp_path):
+    inputs = keras.Input((3,), name="x")
+    model = keras.Model(inputs, Untracked(name="block")(inputs))
+    x = np.random.default_rng(0).normal(3, 2, (50, 3)).astype("float32")
+    version = keras_bn.export(model, tmp_path / "m", reference=x)
+    known = reference.read(version)
+    assert len(known) == 2
+    moments = known["bn"].moments
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-5)
+    report = keras_bn.drift(version, x + 5, model=model)
+    assert [row.name for row in report.rows if row.p_value < 1e-6] == ["input x", "bn"]
