@@ -55,10 +55,10 @@ class Subject:
 
     def __init__(self, model: keras.Model, inputs: Any) -> None:
         self.inputs = inputs
-        self.batch_size = (
-            model.inputs[0].shape[0] or BATCH_SIZE if getattr(model, "inputs", None) else BATCH_SIZE
-        )
-        self.model = oracle.prepare(model, inputs, self.batch_size)
+        fixed = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
+        self.batch_size = fixed or BATCH_SIZE
+        # Statistics of all examples: BN would enlarge one that is unlike those it knows, layer after layer.
+        self.model = oracle.prepare(model, inputs, fixed or len(keras.tree.flatten(inputs)[0]))
         self.layers = oracle.normalizations(model)
         self.moments = oracle.moments(model, inputs, self.batch_size)
         self.outputs = oracle.run(model, inputs, self.batch_size)

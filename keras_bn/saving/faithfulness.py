@@ -76,18 +76,34 @@ def compare(
     before = _joined([_answer(signature, batch) for batch in batches])
     after = _joined([served.run(batch) for batch in batches])
     difference = largest_change(after, before)
+    advice = (
+        "In bfloat16, export with precision='float32' or a larger tolerance. "
+        "In float32, export with fold=False."
+    )
     if difference > tolerance and weights:
         rounded = _in_last_bit(weights)
         moved = largest_change(_joined([_answer(signature, batch, rounded) for batch in batches]), before)
+        if difference <= _TIMES_ROUNDING * moved:
+            advice = _of_rounding(moved, difference)
         tolerance = min(max(tolerance, _TIMES_ROUNDING * moved), _MOST)
     if difference > tolerance:
         raise CheckFailedError(
             f"the outputs of the exported {what} differ by {difference:.2g} of the largest output, more than "
-            f"tolerance={tolerance:g}; no version was written. In bfloat16, export with precision='float32' "
-            "or a larger tolerance. In float32, export with fold=False."
+            f"tolerance={tolerance:g}; no version was written. {advice}"
         )
     first = signature.outputs[0]
     return Fidelity(count, difference, tolerance, _agreement(after[first], before[first]))
+
+
+def _of_rounding(moved: float, difference: float) -> str:
+    """What to do with a network that no other arithmetic can follow."""
+    return (
+        f"The network enlarges rounding: moving its weights in their last bit changes its outputs by "
+        f"{moved:.2g}. Often, the statistics of its BN layers are not those of the data, or the examples are "
+        "on another scale than it was trained for, such as noise where it expects values up to 255. Pass "
+        "examples=data, see keras_bn.inspect(model, data), and recalibrate if that says so. If the network "
+        f"is meant to be like this, export with tolerance={2 * difference:.1g}."
+    )
 
 
 def _answer(

@@ -116,6 +116,25 @@ def inference_affine(layer: Any, path: str) -> tuple[NDArray[np.float64], NDArra
     return scale, offset
 
 
+def cancellation(call: Call, affine: Affine) -> float:
+    """How many times larger the offset is than what the BN layer of `call` puts out, as root mean squares.
+
+    The outputs have mean beta and deviation gamma, if the statistics are those of the data. A large offset
+    cancels against inputs whose mean is far larger than their deviation.
+
+    Args:
+        affine: the map of the BN layer, or one that includes maps before it.
+    """
+    layer = call.own_layer
+    scale, offset = inference_affine(layer, call.path)
+    statistics = [
+        ops.convert_to_numpy(w).astype(np.float64) for w in (layer.moving_mean, layer.moving_variance)
+    ]
+    gamma, beta = scale * np.sqrt(statistics[1] + layer.epsilon), offset + scale * statistics[0]
+    size = np.sqrt(np.mean(gamma**2 + beta**2))
+    return float(np.sqrt(np.mean(affine.offset**2)) / size) if size else 0.0
+
+
 def before(call: Call, affine: Affine) -> list[Affine]:
     """The maps on the inputs of `call` that do what `affine` does on its output.
 

@@ -24,8 +24,11 @@ def fold(model: keras.Model) -> SurgeryResult:
     such layers after it. Layers through which a per-channel map can be moved may lie between the two:
     cropping, average pooling, upsampling, reshaping, dropout, concatenation (if BN follows it), and zero
     padding if the offset is zero. A layer that pads with zeros cannot absorb an offset from a BN layer before
-    it. A BN layer that cannot be folded becomes one `keras_bn.ChannelAffine`. Layers keep their names. If a
-    BN layer was an output of the model, an Identity layer takes its name.
+    it. Layers keep their names. If a BN layer was an output of the model, an Identity layer takes its name.
+
+    A BN layer that cannot be folded becomes one `keras_bn.ChannelAffine`. So does one whose means are more
+    than 100 times what it puts out, unless it follows a layer that takes it up: after folding, these means
+    would cancel in the sums of the next layer, which lose more digits than a subtraction.
 
     Note: The result is for inference. If you continue training it, it is a network without BN.
 

@@ -1,5 +1,7 @@
 """What an export may differ by: rounding, also where the network amplifies it, and nothing else."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import keras_bn
 from keras_bn.errors import CheckFailedError
 from keras_bn.saving import write_version as module
 
-DATA = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+DATA = np.random.default_rng(0).normal(size=(80, 6)).astype("float32")
 
 
 def amplifying(offset):
@@ -28,6 +30,17 @@ def test_a_network_that_amplifies_rounding_is_exported(tmp_path):
         keras_bn.export(model, tmp_path, examples=DATA, tolerance=1e-5)
     path = keras_bn.export(model, tmp_path, examples=DATA)
     assert path.exists()
+
+
+def test_the_advice_where_a_network_amplifies_rounding_beyond_measure(tmp_path):
+    """Folding is exact here, but the model itself loses 6 of 7 digits."""
+    model = amplifying(1e6)
+    with pytest.raises(CheckFailedError, match="moving its weights in their last bit changes") as refused:
+        keras_bn.export(model, tmp_path, examples=DATA)
+    tolerance = float(re.search(r"tolerance=([\d.e-]+)\.$", str(refused.value))[1])
+    assert keras_bn.export(model, tmp_path, examples=DATA, tolerance=tolerance).exists()
+    recalibrated = keras_bn.recalibrate(amplifying(1.0), DATA, progress=False).model
+    assert keras_bn.export(recalibrated, tmp_path, examples=DATA).exists()
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])

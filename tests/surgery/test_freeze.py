@@ -687,3 +687,24 @@ def test_what_is_joined_is_said_to_be_by_those_who_do_not_see_it_called(make):
     assert {
         each.layer for each in keras_bn.inspect(frozen, x, progress=False).layers if "unfreeze" in each.unseen
     } == joined
+
+
+def test_a_layer_that_always_trains_goes_on_and_everything_else_comes_back_to_the_bit():
+    """Its statistics move when the frozen model trains, so inference of the unfrozen one differs by these."""
+    inputs = keras.Input((5,))
+    x = layers.BatchNormalization(name="live")(layers.Dense(4)(inputs), training=True)
+    x = layers.BatchNormalization(name="calm")(layers.Dense(4)(x))
+    model, data = keras.Model(inputs, layers.Dense(2)(x)), normal(8, 5)
+    frozen = keras_bn.freeze(model).model
+    back = keras_bn.unfreeze(frozen).model
+    close(keras.ops.convert_to_numpy(back(data, training=False)), outputs(model, data), 0)
+    frozen(3 * data + 2, training=True)
+    back = keras_bn.unfreeze(frozen).model
+    moved = {
+        new.path
+        for old, new in zip(model.variables, back.variables, strict=True)
+        if not np.array_equal(keras.ops.convert_to_numpy(old), keras.ops.convert_to_numpy(new))
+    }
+    assert moved == {"live/moving_mean", "live/moving_variance"}
+    back.get_layer("live").set_weights(model.get_layer("live").get_weights())
+    close(keras.ops.convert_to_numpy(back(data, training=False)), outputs(model, data), 0)

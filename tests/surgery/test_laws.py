@@ -70,6 +70,65 @@ def test_fold_is_exact():
     np.testing.assert_allclose(answers(folded), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 
+def far_from_zero(kind, ratio):
+    """A network with BN, and data, whose means are `ratio` times their deviations where BN sees them."""
+    random = np.random.default_rng(0)
+    data = random.normal(size=(16, 6, 6, 64))
+    if not kind.startswith("bias"):
+        data += ratio * random.choice([-1, 1], 64)
+    stack = {
+        "dense, bn": [layers.Flatten(), layers.Dense(16), layers.BatchNormalization()],
+        "conv, bn": [layers.Conv2D(16, 3, use_bias=False), layers.BatchNormalization()],
+        "depthwise, bn": [layers.DepthwiseConv2D(3), layers.BatchNormalization()],
+        "bias, bn": [
+            layers.Conv2D(16, 3, bias_initializer=keras.initializers.Constant(ratio)),
+            layers.BatchNormalization(),
+        ],
+        "bn, dense": [layers.BatchNormalization(), layers.Flatten(), layers.Dense(16)],
+        "bn, conv": [layers.BatchNormalization(), layers.Conv2D(16, 3)],
+        "bn, depthwise": [layers.BatchNormalization(), layers.DepthwiseConv2D(3)],
+        "bn, bn, conv": [layers.BatchNormalization(), layers.BatchNormalization(), layers.Conv2D(16, 3)],
+    }[kind]
+    keras.utils.set_random_seed(0)
+    model, data = keras.Sequential([keras.Input((6, 6, 64)), *stack]), data.astype("float32")
+    return keras_bn.recalibrate(model, data, progress=False).model, data
+
+
+FAR = ("dense, bn", "conv, bn", "depthwise, bn", "bias, bn", "bn, dense", "bn, conv", "bn, depthwise")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends lack float64 layers")
+@pytest.mark.parametrize("ratio", [30, 1e4])
+@pytest.mark.parametrize("kind", [*FAR, "bn, bn, conv"])
+def test_rounding_is_that_of_the_donor_where_means_are_far_larger_than_deviations(kind, ratio):
+    """Means cancel in BN. What is made of it is as near to float64 as the donor in float32 is."""
+    model, data = far_from_zero(kind, ratio)
+    exact = keras.models.model_from_json(model.to_json().replace("float32", "float64"))
+    exact.set_weights(model.get_weights())
+    expected = np.asarray(exact(data.astype("float64")))
+    size = np.abs(expected).max()
+
+    def off(other):
+        return np.sqrt(np.mean((np.asarray(other(data)) - expected) ** 2)) / size
+
+    own = off(model)
+    # Up to 100 deviations BN goes into the layer after it, where a sum of 2304 terms has the mean in each.
+    allowed = max(3 * own, 3e-5 if ratio < 100 else 0)
+    for function in (keras_bn.fold, keras_bn.freeze):
+        result = function(model)
+        assert off(result.model) <= allowed, (function.__name__, own)
+
+
+def test_a_mean_that_would_cancel_in_the_sums_of_the_next_layer_is_subtracted_before():
+    model, _ = far_from_zero("bn, dense", 1000)
+    (row,) = keras_bn.fold(model).report.rows
+    assert row.action == "multiply-add"
+    assert "the means are 1e+03 times what BN makes of them" in row.reason
+    model, _ = far_from_zero("bn, dense", 30)
+    (row,) = keras_bn.fold(model).report.rows
+    assert row.action == "folded"
+
+
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_statistics_do_not_depend_on_how_the_data_is_cut(batch_size):
     models = [
