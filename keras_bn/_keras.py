@@ -110,6 +110,21 @@ def in_stateless_scope() -> bool:
     return bool(_in_stateless_scope())
 
 
+def uncast_value(variable: keras.Variable) -> Any:
+    """`variable.value` of a variable with `autocast=False`.
+
+    `value` is public, but on PyTorch it takes three times as long to find out that there is nothing to cast.
+    """
+    if keras.backend.backend() != "torch" or _in_stateless_scope():
+        return variable.value
+    return variable._value
+
+
+def is_rematerialized(layer: keras.Layer) -> bool:
+    """Whether a layer was made in a `keras.RematScope`, which is public, but layers do not say it."""
+    return layer._remat_mode is not None
+
+
 def storage_types() -> tuple[type, ...]:
     """The types of `storage_of`, for the backend in use."""
     backend = keras.backend.backend()

@@ -64,6 +64,22 @@ def test_storage_is_what_holds_the_value():
     assert keras.ops.convert_to_numpy(_keras.storage_of(variable)).tolist() == [3.0, 4.0]
 
 
+def test_the_uncast_value_is_the_value():
+    variable = keras.Variable([1.0, 2.0], autocast=False)
+    array = keras.ops.convert_to_numpy
+    assert array(_keras.uncast_value(variable)).tolist() == [1.0, 2.0]
+    with _keras.variables_read_as("float16"):
+        assert keras.backend.standardize_dtype(_keras.uncast_value(variable).dtype) == "float32"
+    with keras.StatelessScope(state_mapping=[(variable, keras.ops.convert_to_tensor([3.0, 4.0]))]):
+        assert array(_keras.uncast_value(variable)).tolist() == [3.0, 4.0]
+
+
+def test_a_layer_knows_its_remat_scope():
+    assert not _keras.is_rematerialized(keras.layers.Dense(1))
+    with keras.RematScope("full"):
+        assert _keras.is_rematerialized(keras.layers.Dense(1))
+
+
 def test_a_stateless_scope_is_known_inside():
     assert not _keras.in_stateless_scope()
     with keras.StatelessScope():

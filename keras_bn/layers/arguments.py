@@ -122,7 +122,7 @@ def without_other_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def check_several_values(shape: tuple[int | None, ...], kept: int | tuple[int, ...], layer: str) -> None:
     """Refuse to train on inputs whose static shape says that each channel has one value."""
-    if all(shape[a] == 1 for a in reduction_axes(len(shape), kept)):
+    if 1 in shape and all(shape[a] == 1 for a in reduction_axes(len(shape), kept)):
         raise KerasBNError(
             f"Layer {layer!r}: inputs of shape {shape} have one value per channel, so there is no "
             f"variance to normalize by; train on larger batches or set frozen_statistics."

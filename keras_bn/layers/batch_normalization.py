@@ -10,7 +10,7 @@ import numpy as np
 from keras import constraints, initializers, ops, regularizers
 
 from keras_bn import kernels
-from keras_bn._keras import stored_as_batch_normalization
+from keras_bn._keras import stored_as_batch_normalization, uncast_value
 from keras_bn.errors import KerasBNError
 from keras_bn.kernels.general import normalized
 from keras_bn.layers.arguments import (
@@ -22,7 +22,7 @@ from keras_bn.layers.arguments import (
     checked_momentum,
     without_other_arguments,
 )
-from keras_bn.layers.preparation import needs_no_preparation
+from keras_bn.layers.preparation import has_one_way_to_be_called, needs_no_preparation
 from keras_bn.statistics import replicas, running
 from keras_bn.statistics.moments import Moments, aligned_mask, batch_moments
 
@@ -245,6 +245,16 @@ class BatchNormalization(keras.layers.Layer):
                 return super(keras.layers.Layer, self).__call__(*args, **kwargs)
             return super().__call__(*args, **kwargs)
 
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            """What PyTorch calls between its hooks: `call`, without choosing it where there is no choice."""
+            if has_one_way_to_be_called(self, args):
+                try:
+                    return self.call(*args, **kwargs)
+                except KerasBNError:
+                    # Nothing has changed. Keras raises it again, with the arguments in its message.
+                    pass
+            return super().forward(*args, **kwargs)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Choose the path: training needs `training`, `trainable` and statistics that are not frozen."""
         self._check_floating(inputs)
@@ -295,14 +305,14 @@ class BatchNormalization(keras.layers.Layer):
 
         They are exactly 1 and 0 where gamma is sqrt(moving_variance + epsilon) and beta is moving_mean.
         """
-        statistics = self.moving_mean.value, self.moving_variance.value
+        statistics = uncast_value(self.moving_mean), uncast_value(self.moving_variance)
         return kernels.scale_and_offset(*self._gamma_and_beta(), *statistics, self.epsilon)
 
     def _gamma_and_beta(self) -> tuple[Any, Any]:
         """gamma and beta, or ones and zeros where there are none, as tensors of shape (channels,)."""
         shape = (self._channels,)
-        gamma = ops.ones(shape, self.statistics_dtype) if self.gamma is None else self.gamma.value
-        beta = ops.zeros(shape, self.statistics_dtype) if self.beta is None else self.beta.value
+        gamma = ops.ones(shape, self.statistics_dtype) if self.gamma is None else uncast_value(self.gamma)
+        beta = ops.zeros(shape, self.statistics_dtype) if self.beta is None else uncast_value(self.beta)
         return gamma, beta
 
     def _check_floating(self, inputs: Any) -> None:

@@ -54,10 +54,10 @@ def update(
         weight = 1 / (ops.cast(batches_seen.value, moving_mean.dtype) + 1)
 
     seen = count > 0
-    _move(moving_mean, mean, weight, seen)
     if averaged_deviation_epsilon is None:
-        _move(moving_variance, variance, weight, seen)
+        _move([(moving_mean, mean), (moving_variance, variance)], weight, seen)
     else:
+        _move([(moving_mean, mean)], weight, seen)
         old, new = (ops.sqrt(v + averaged_deviation_epsilon) for v in (moving_variance.value, variance))
         average = ops.square(old * (1 - weight) + new * weight) - averaged_deviation_epsilon
         _assign_where(seen, moving_variance, ops.maximum(average, 0))
@@ -66,15 +66,15 @@ def update(
         batches_seen.assign(batches_seen.value + ops.cast(counted, batches_seen.dtype))
 
 
-def _move(average: keras.Variable, moment: Any, weight: Any, seen: Any) -> None:
+def _move(pairs: list[tuple[keras.Variable, Any]], weight: Any, seen: Any) -> None:
+    """Move each average towards the moment beside it."""
     if seen is True and keras.backend.backend() == "torch" and not in_stateless_scope():
-        import torch
-
         # The same in one operation and in place, which takes a quarter of the time in a small layer.
-        with torch.no_grad():
-            storage_of(average).lerp_(moment, weight)
+        for average, moment in pairs:
+            storage_of(average).detach().lerp_(moment, weight)
     else:
-        _assign_where(seen, average, average.value * (1 - weight) + moment * weight)
+        for average, moment in pairs:
+            _assign_where(seen, average, average.value * (1 - weight) + moment * weight)
 
 
 def _assign_where(seen: Any, average: keras.Variable, value: Any) -> None:

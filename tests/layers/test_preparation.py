@@ -12,7 +12,7 @@ import torch
 from keras_bn import BatchNormalization, BatchRenormalization
 from keras_bn._keras import get_mask, set_mask
 from keras_bn.layers import batch_normalization
-from keras_bn.layers.preparation import needs_no_preparation
+from keras_bn.layers.preparation import has_one_way_to_be_called, needs_no_preparation
 
 
 def _layer(kind=BatchNormalization, shape=(6, 4, 3), **arguments):
@@ -138,6 +138,15 @@ def test_a_remat_scope_computes_again():
     assert len(calls) == 2
 
 
+def test_what_keras_chooses_between_is_left_to_keras():
+    layer = _layer()
+    assert has_one_way_to_be_called(layer, [_x()])
+    assert not has_one_way_to_be_called(layer, [keras.KerasTensor((6, 4, 3))])
+    assert not has_one_way_to_be_called(layer, [])
+    with keras.RematScope("full"):
+        assert not has_one_way_to_be_called(_layer(), [_x()])
+
+
 def test_a_stateless_call_leaves_the_weights_alone():
     layer = _layer()
     before = layer.get_weights()
@@ -153,11 +162,15 @@ def test_a_stateless_call_leaves_the_weights_alone():
 
 
 def test_errors_name_the_layer_and_its_arguments():
+    layer = _layer(shape=(1, 3))
+    before = layer.get_weights()
     with pytest.raises(
         ValueError, match=r"calling BatchNormalization\.call\(\)(.|\n)*one value per channel"
     ) as error:
-        _layer(shape=(1, 3))(torch.ones(1, 3), training=True)
+        layer(torch.ones(1, 3), training=True)
     assert "training=True" in str(error.value)
+    for found, expected in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match="value 3"):
         _layer()(_x(6, 4, 5), training=True)
 
