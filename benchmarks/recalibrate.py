@@ -1,10 +1,12 @@
-"""Recalibration and inspection beside `Model.predict` on the same backend, in time per image.
+"""Recalibration and inspection beside `Model.predict` on the same backend.
 
     python -m benchmarks.recalibrate                     every backend, each in a process of its own
     python -m benchmarks.recalibrate --backend torch     one of them
 
-The time per image is the time of many images less that of few, divided by the difference in images, so what
-happens once (copying the model, compiling it) is in columns of its own. `inspect` runs the network twice.
+Two figures are told apart. The time per image is that of a pass that is under way: the time of many images
+less that of few, divided by the difference in images. The time once is what a call takes beside that, on
+however few images: copying the model, tracing or compiling it. The first call in a process is timed too.
+`inspect` runs the network twice for each image, and its figure is that of both runs.
 """
 
 from __future__ import annotations
@@ -13,21 +15,22 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 BACKENDS = ("tensorflow", "jax", "torch")
-NETWORKS = ("MobileNetV2", "ResNet50")
 SIDE, BATCH = 96, 32
-FEW, MANY = 10 * BATCH, 24 * BATCH  # TensorFlow compiles nothing for eight batches or fewer
-HEADER = ["", "predict, ms per image", "sequential / predict", "batch / predict", "inspect / predict"]
-ONCE = ["sequential, once, s", "batch, once, s", "inspect, once, s"]
+FEW = 10  # batches; TensorFlow compiles nothing for eight or fewer
+MANY = {"MobileNetV2": 90, "ResNet50": 34}  # several seconds more than few, whatever once takes
+FUNCTIONS = ("predict", "sequential", "batch", "inspect")
+HEADER = ["", "per image", "per image / predict", "once, s", f"first call, {FEW * BATCH} images, s"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS)
-    parser.add_argument("--network", choices=NETWORKS, help="one of them instead of both")
+    parser.add_argument("--network", choices=MANY, help="one of them instead of both")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.backend is None:
@@ -42,12 +45,12 @@ def main() -> None:
 
     pin_threads()
     print(f"{machine()}; {SIDE}x{SIDE}, batches of {BATCH}.\n")
-    networks = [arguments.network] if arguments.network else NETWORKS
-    print(table([*HEADER, *ONCE], [row(name, arguments.rounds) for name in networks]), flush=True)
+    networks = [arguments.network] if arguments.network else list(MANY)
+    print(table(HEADER, [row for name in networks for row in rows(name, arguments.rounds)]), flush=True)
 
 
-def row(name: str, rounds: int) -> list[str]:
-    """The time per image of `predict`, those of the others as ratios to it, and the seconds spent once."""
+def rows(name: str, rounds: int) -> list[list[str]]:
+    """A row for `predict` and each of the others."""
     import keras
     import numpy as np
 
@@ -56,7 +59,8 @@ def row(name: str, rounds: int) -> list[str]:
 
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(weights=None, input_shape=(SIDE, SIDE, 3))
-    images = np.random.default_rng(0).normal(size=(MANY, SIDE, SIDE, 3)).astype("float32")
+    many = MANY[name]
+    images = np.random.default_rng(0).normal(size=(many * BATCH, SIDE, SIDE, 3)).astype("float32")
     options: dict[str, Any] = {"batch_size": BATCH, "progress": False}
     functions: dict[str, Callable[[np.ndarray], object]] = {
         "predict": lambda x: model.predict(x, batch_size=BATCH, verbose=0),
@@ -65,20 +69,31 @@ def row(name: str, rounds: int) -> list[str]:
         "inspect": lambda x: keras_bn.inspect(model, x, **options),
     }
     runs = {
-        f"{name} {count}": lambda function=function, count=count: function(images[:count])
+        f"{name} {count}": lambda function=function, count=count: function(images[: count * BATCH])
         for name, function in functions.items()
-        for count in (FEW, MANY)
+        for count in (FEW, many)
     }
-    seconds = interleaved(runs, rounds=rounds, warmup=1)
-    slopes = {n: (seconds[f"{n} {MANY}"] - seconds[f"{n} {FEW}"]) / (MANY - FEW) for n in functions}
-    once = {n: seconds[f"{n} {FEW}"] - FEW * slopes[n] for n in functions}
-    others = [n for n in functions if n != "predict"]
-    return [
-        name,
-        f"{1e3 * slopes['predict']:.2f}",
-        *(f"{slopes[n] / slopes['predict']:.2f}" for n in others),
-        *(f"{once[n]:.1f}" for n in others),
-    ]
+    first = {}
+    for function in FUNCTIONS:
+        start = time.perf_counter()
+        runs[f"{function} {FEW}"]()
+        first[function] = time.perf_counter() - start
+    seconds = interleaved(runs, rounds=rounds, warmup=0)
+    result = []
+    slopes: dict[str, float] = {}
+    for function in FUNCTIONS:
+        few, long = seconds[f"{function} {FEW}"], seconds[f"{function} {many}"]
+        slopes[function] = (long - few) / (many - FEW)
+        result.append(
+            [
+                f"{name}, {function}",
+                f"{1e3 * slopes[function] / BATCH:.2f} ms",
+                f"{slopes[function] / slopes['predict']:.2f}",
+                f"{few - FEW * slopes[function]:.1f}",
+                f"{first[function]:.1f}",
+            ]
+        )
+    return result
 
 
 if __name__ == "__main__":

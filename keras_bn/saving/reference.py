@@ -81,7 +81,7 @@ def of_model(
             continue
         if observer is None:
             built = [layer for _, layer in found.values() if layer.built]
-            observer = Observer(model, built, batch, by_row=True)
+            observer = Observer(model, built, batch)
         for sight in observer.sights_of(batch):
             path, _ = found[id(sight.layer)]
             _add(sight, path, len(leaves[0]), result)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_bn.errors import KerasBNError
@@ -100,6 +101,15 @@ def summed(x: Any, axes: list[int]) -> Any:
     for a in reversed(axes):
         x = ops.sum(x, a, keepdims=True)
     return x
+
+
+def squared_difference(x: Any, y: Any) -> Any:
+    """(x - y)², in one pass over memory where the backend has it; Keras has no such operation."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.math.squared_difference(x, y)
+    return ops.square(x - y)
 
 
 def value_count(x: Any, axes: list[int], mask: Any = None) -> Any:

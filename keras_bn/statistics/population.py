@@ -6,7 +6,7 @@ spread between batches, so it does not depend on how the data is cut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.exact import ExactSum, product
-from keras_bn.statistics.moments import Moments, aligned_mask
+from keras_bn.statistics.moments import Moments, aligned_mask, squared_difference, summed, value_count
 
 _LIMIT = 2.0**990  # of the numbers whose products are split exactly, below where the splitting overflows
 _HELD = 16  # batches added at once; one by one, the sums take three to nine times as long
@@ -120,17 +120,8 @@ class PopulationMoments:
             means: Means of the rows, `(rows, channels)`.
             variances: Biased variances, `(rows, channels)` or `(1, channels)`.
         """
-        counts = np.asarray(counts, np.float64).ravel()
-        total = counts.sum()
-        if not total:
-            return
-        # Products with matrices, in one buffer: twice as fast as sums of temporary arrays.
-        squares = np.array(means, np.float64)
-        mean = counts @ squares / total
-        squares -= mean
-        np.square(squares, out=squares)
-        squares += np.asarray(variances)
-        self.update_moments(round(total), mean, counts @ squares / total)
+        rows = Moments(*map(np.asarray, (counts, means, variances)))
+        self.update_moments(*merged_rows([rows])[0])
 
     def merge(self, other: PopulationMoments) -> None:
         """Add the values of `other`."""
@@ -196,17 +187,53 @@ class PopulationMoments:
         self._add_held()
 
 
-def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
-    """Moments of each row of a batch on the device, on every backend, eagerly or in a compiled function.
+def merged_rows(batches: Sequence[Moments]) -> list[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+    """The rows of each of several batches merged in float64, for `PopulationMoments.update_moments`.
 
-    A row extends along the last axis that is not the channel axis. Rows are reduced in float32 on the device,
-    and merged in float64 by `PopulationMoments.update_rows`, or on the device by `merged`. Reducing a whole
-    image batch in float32 would lose three more digits. Doing it in float64 would take three times as long,
-    if the backend has float64.
+    Batches in which every row has the same share of the values are merged at once.
+
+    Args:
+        batches: Arrays, as `PopulationMoments.update_rows` takes them.
+
+    Returns:
+        Count, mean and variance of each batch.
+    """
+    totals = []
+    alike: dict[bytes, list[int]] = {}
+    for index, (counts, _, _) in enumerate(batches):
+        counts = counts.ravel().astype(np.float64)
+        totals.append(round(counts.sum()))
+        alike.setdefault((counts / max(totals[-1], 1)).tobytes(), []).append(index)
+    result = {}
+    for key, indices in alike.items():
+        shares = np.frombuffer(key)
+        squares = np.concatenate([batches[i].mean for i in indices], 1, dtype=np.float64)
+        mean = shares @ squares
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller may ask whether all is finite
+            squares -= mean
+            np.square(squares, out=squares)
+        squares += np.concatenate(
+            [np.broadcast_to(batches[i].variance, batches[i].mean.shape) for i in indices], 1
+        )
+        variance = shares @ squares
+        ends = np.cumsum([batches[i].mean.shape[1] for i in indices])
+        for i, own_mean, own_variance in zip(
+            indices, np.split(mean, ends[:-1]), np.split(variance, ends[:-1]), strict=True
+        ):
+            result[i] = totals[i], own_mean, own_variance
+    return [result[i] for i in range(len(batches))]
+
+
+def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
+    """Moments of each example of a batch on the device, on every backend, eagerly or in a compiled function.
+
+    Each example is a row, which is reduced in float32, so it gives the same in every batch. The rows are
+    merged in float64 by `PopulationMoments.update_rows`. Reducing a whole image batch in float32 would lose
+    three more digits. Doing it in float64 would take three times as long, if the backend has float64.
 
     Args:
         values: Floating-point tensor of rank 2 or more. 16-bit values are reduced in float32.
-        axis: The channel axis.
+        axis: The channel axis. The first of the other axes is that of the examples.
         mask: Boolean tensor of a shape that `keras_bn.BatchNormalization` accepts. Values under False are
             left out, even NaN.
 
@@ -228,45 +255,28 @@ def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
     dtype = "float64" if keras.backend.standardize_dtype(values.dtype) == "float64" else "float32"
     values = ops.cast(values, dtype)
     weights = None if mask is None else ops.cast(_common_mask(values, axis, mask), dtype)
-    if rank == 2:  # every value is a row of its own
+    if rank == 2:
         means = values if axis == 1 else ops.transpose(values)
         if weights is None:
             return Moments(ops.ones_like(means[:, :1]), means, ops.zeros_like(means[:1]))
         counts = weights if axis == 1 else ops.transpose(weights)
         counts = ops.broadcast_to(counts, ops.shape(means[:, :1]))
         return Moments(counts, ops.where(counts > 0, means, 0), ops.zeros_like(means[:1]))
-    along_row = max(a for a in range(rank) if a != axis)
+    positions = [a for a in range(rank) if a != axis][1:]
     if weights is None:
-        # Not ops.mean, which computes float64 in float32 on PyTorch.
-        length = ops.cast(ops.shape(values)[along_row], dtype)
-        means = ops.sum(values, along_row, keepdims=True) / length
-        variances = ops.sum(ops.square(values - means), along_row, keepdims=True) / length
-        counts = ops.ones_like(ops.take(means, [0], axis)) * length
+        counts = value_count(values, positions)
+        means = summed(values, positions) / counts
+        variances = summed(squared_difference(values, means), positions) / counts
+        counts = ops.ones_like(ops.take(means, [0], axis)) * counts
     else:
         weights = ops.broadcast_to(weights, ops.shape(ops.take(values, [0], axis)))
-        counts = ops.sum(weights, along_row, keepdims=True)
+        counts = summed(weights, positions)
         values = ops.where(weights > 0, values, 0)
-        means = ops.sum(values, along_row, keepdims=True) / ops.maximum(counts, 1)
-        squares = ops.where(weights > 0, ops.square(values - means), 0)
-        variances = ops.sum(squares, along_row, keepdims=True) / ops.maximum(counts, 1)
-    return Moments(*(_rows(each, axis) for each in (counts, means, variances)))
-
-
-def merged_row_moments(values: Any, axis: int = -1) -> Moments:
-    """As `row_moments` without a mask, with the rows merged to one in float64 on the device.
-
-    Note: It is for backends that have float64. JAX has it only if it is enabled.
-    """
-    counts, means, variances = (ops.cast(each, "float64") for each in row_moments(values, axis))
-    total = ops.sum(counts, 0, keepdims=True)
-    mean = ops.sum(counts * means, 0, keepdims=True) / total
-    squares = counts * (ops.square(means - mean) + variances)
-    return Moments(total, mean, ops.sum(squares, 0, keepdims=True) / total)
-
-
-def _rows(values: Any, axis: int) -> Any:
-    """The channels of `values` last, all other axes as one."""
-    return ops.reshape(ops.moveaxis(values, axis, -1), (-1, values.shape[axis]))
+        means = summed(values, positions) / ops.maximum(counts, 1)
+        squares = ops.where(weights > 0, squared_difference(values, means), 0)
+        variances = summed(squares, positions) / ops.maximum(counts, 1)
+    rows = [ops.squeeze(each, positions) for each in (counts, means, variances)]
+    return Moments(*(rows if axis else map(ops.transpose, rows)))
 
 
 def _common_mask(values: Any, axis: int, mask: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,52 +53,6 @@ def as_tensor(leaf: Any) -> Any:
     # PyTorch would make float32 of float64, which JAX has not got unless it is asked for.
     keep = keras.backend.backend() == "torch" and getattr(leaf, "dtype", None) == "float64"
     return keras.ops.convert_to_tensor(leaf, dtype="float64" if keep else None)
-
-
-def fuses() -> bool:
-    """Whether `in_one_kernel` can be used here: in a graph of a TensorFlow that has XLA."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not tf.executing_eagerly() and _has_xla()
-
-
-def in_one_kernel(function: Callable[..., Any], tensor: Any, *arguments: Any) -> Any:
-    """`function(tensor, *arguments)`, compiled by XLA as a part of a graph of TensorFlow.
-
-    Outside of XLA, TensorFlow writes every intermediate tensor to memory, which takes longer than to compute
-    it.
-
-    Args:
-        function: a function of a module, of one dense tensor and arguments that can be hashed.
-    """
-    return _kernel(function, tuple(tensor.shape), tensor.dtype, arguments)(tensor)
-
-
-# One function for each shape, traced once: TensorFlow would warn of one that is traced again and again.
-@functools.lru_cache(maxsize=512)
-def _kernel(
-    function: Callable[..., Any], shape: tuple[int | None, ...], dtype: Any, arguments: tuple[Any, ...]
-) -> Callable[[Any], Any]:
-    import tensorflow as tf
-
-    specification = [tf.TensorSpec(shape, dtype)]
-    run = lambda tensor: function(tensor, *arguments)  # noqa: E731
-    return tf.function(run, specification, autograph=False, jit_compile=True)
-
-
-@functools.cache
-def _has_xla() -> bool:
-    """Whether this TensorFlow has XLA for its devices."""
-    import tensorflow as tf
-
-    try:
-        with tf.init_scope():
-            tf.function(lambda x: x + 1, jit_compile=True)(tf.zeros(()))
-    except (tf.errors.OpError, ValueError):
-        return False
-    return True
 
 
 def is_in_host_memory(tensor: Any) -> bool:

@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 from keras_bn._keras import get_mask, set_mask
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, reduction_axes
-from keras_bn.statistics.population import merged_row_moments, row_moments
+from keras_bn.statistics.population import row_moments
 from keras_bn.surgery._cloning import layers_in as held_in
 from keras_bn.surgery._compiled import (
     as_tensor,
     compiled,
-    fuses,
-    in_one_kernel,
     step_by_step,
     without_gradients,
 )
 from keras_bn.surgery._program import Program, Step
 from keras_bn.surgery._replaced_calls import replaced_calls
 
-# The outputs of a layer while it is observed, from the layer, its inputs, and their moments row by row.
+# The outputs of a layer while it is observed, from the layer, its inputs, and the moments of each example.
 Output: TypeAlias = Callable[[keras.Layer, Any, Moments], Any]
 
 # A value of a program while it runs, and the mask that Keras hands on with it.
@@ -41,7 +39,7 @@ class Sight:
 
     Attributes:
         step: the step of the program that the layer was called in.
-        rows: the moments of its inputs, row by row, or of all rows where that is faster.
+        rows: the moments of its inputs, example by example.
         sample: up to 512 rows of its inputs, `(rows, channels)`; None if not asked for.
     """
 
@@ -62,8 +60,7 @@ class Segment:
         watch: observe the layers in `steps` too.
         output: what an observed layer in `steps` gives; None for what it gives at inference.
         sampled: take samples too.
-        by_row: give the moments row by row always.
-        compiles: False to run it as it stands.
+            compiles: False to run it as it stands.
     """
 
     def __init__(
@@ -77,12 +74,11 @@ class Segment:
         watch: bool = False,
         output: Output | None = None,
         sampled: bool = False,
-        by_row: bool = False,
         compiles: bool = True,
     ) -> None:
         self._program, self._steps, self._observed = whole, list(steps), list(observed)
         self._layers, self._keep = list(layers), list(keep)
-        self._watch, self._output, self._sampled, self._by_row = watch, output, sampled, by_row
+        self._watch, self._output, self._sampled = watch, output, sampled
         made = {target for step in self._steps for target in step.targets}
         needed = [n for step in [*self._steps, *self._observed] for n in step.sources] + self._keep
         self._inputs = list(dict.fromkeys(number for number in needed if number not in made))
@@ -166,7 +162,7 @@ class Segment:
 
         def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
             def observe(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-                rows = _row_moments(inputs, layer.axis, kwargs.get("mask"), self._by_row)
+                rows = row_moments(inputs, layer.axis, kwargs.get("mask"))
                 self._seen.append((step, layer))
                 records.append([*rows, _sample(inputs, layer.axis) if self._sampled else None])
                 return call(inputs, *args, **kwargs) if output is None else output(layer, inputs, rows)
@@ -190,12 +186,6 @@ def inputs_of(whole: Program, batch: Any) -> dict[int, Value]:
     """The inputs of a program from one batch of inputs of its model."""
     leaves = keras.tree.flatten(batch)
     return {number: (as_tensor(leaf), None) for number, leaf in zip(whole.inputs, leaves, strict=True)}
-
-
-def _row_moments(inputs: Any, axis: int, mask: Any, by_row: bool) -> Moments:
-    if by_row or mask is not None or len(inputs.shape) == 2:
-        return row_moments(inputs, axis, mask)
-    return in_one_kernel(merged_row_moments, inputs, axis) if fuses() else row_moments(inputs, axis)
 
 
 def _unchanged(layer: keras.Layer, inputs: Any, rows: Moments) -> Any:

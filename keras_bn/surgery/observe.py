@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, merged
-from keras_bn.statistics.population import PopulationMoments
+from keras_bn.statistics.population import PopulationMoments, merged_rows
 from keras_bn.surgery._program import Step, program
 from keras_bn.surgery._segment import Output, Segment, Sight, Value, inputs_of, layers_in
 from keras_bn.surgery._state import state_kept
@@ -33,7 +33,6 @@ class Observer:
         output: what the observed layers give meanwhile, such as `normalized_by_batch`; None for what they
             give at inference.
         sampled: keep some of the inputs of every layer, of the first batch, for `samples`.
-        by_row: give the moments of `sights_of` row by row always.
         compiles: False to compile nothing, which is faster for a few batches.
 
     Attributes:
@@ -50,14 +49,12 @@ class Observer:
         example: Any,
         output: Output | None = None,
         sampled: bool = False,
-        by_row: bool = False,
         compiles: bool = True,
     ) -> None:
         self._model, self._layers = model, list(layers)
         self._options: dict[str, Any] = {
             "output": output,
             "sampled": sampled,
-            "by_row": by_row,
             "compiles": compiles,
         }
         self.program = program(model, example)
@@ -182,34 +179,34 @@ class Observer:
             values = values | results
 
 
-def pool(sights: Iterable[Sight], into: dict[keras.Layer, PopulationMoments]) -> None:
+def pool(sights: Sequence[Sight], into: dict[keras.Layer, PopulationMoments]) -> None:
     """Add what was seen of one batch to the moments of each layer.
 
     Raises:
         KerasBNError: if the inputs of a layer are not finite.
     """
-    for sight in sights:
-        layer, rows = sight.layer, sight.rows
-        moments = into.setdefault(layer, PopulationMoments(rows.mean.shape[-1]))
-        if not (np.isfinite(rows.mean).all() and np.isfinite(rows.variance).all()):
+    for sight, (count, mean, variance) in zip(
+        sights, merged_rows([sight.rows for sight in sights]), strict=True
+    ):
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
             raise KerasBNError(
-                f"The inputs of {layer.name!r} are not finite on this data, so they have no statistics; "
-                "check the scale of the data and the weights of the layers before it, or use a wider dtype."
+                f"The inputs of {sight.layer.name!r} are not finite on this data, so they have no "
+                "statistics; check the scale of the data and the weights of the layers before it, or use a "
+                "wider dtype."
             )
-        moments.update_rows(*rows)
+        into.setdefault(sight.layer, PopulationMoments(len(mean))).update_moments(count, mean, variance)
 
 
 def normalized_by_batch(layer: Any, inputs: Any, rows: Moments) -> Any:
     """The outputs of BN in training, for any class of layer."""
-    dtype = "float64" if keras.backend.standardize_dtype(inputs.dtype) == "float64" else "float32"
-    mean, variance = (ops.cast(each, dtype) for each in merged(rows)[1:])
+    _, mean, variance = merged(rows)
     outputs = ops.batch_normalization(
-        ops.cast(inputs, dtype),
+        ops.cast(inputs, mean.dtype),
         mean,
         variance,
         axis=layer.axis,
-        offset=ops.cast(layer.beta, dtype) if layer.center else None,
-        scale=ops.cast(layer.gamma, dtype) if layer.scale else None,
+        offset=ops.cast(layer.beta, mean.dtype) if layer.center else None,
+        scale=ops.cast(layer.gamma, mean.dtype) if layer.scale else None,
         epsilon=layer.epsilon,
     )
     return ops.cast(outputs, inputs.dtype)
