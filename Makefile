@@ -51,13 +51,19 @@ BACKEND_TESTS := \
 	tests/surgery/test_compiled.py \
 	tests/surgery/test_convert.py \
 	tests/surgery/test_copying.py \
+	tests/surgery/test_fold.py \
+	tests/surgery/test_folding.py \
+	tests/surgery/test_folding_paths.py \
 	tests/surgery/test_freeze.py \
 	tests/surgery/test_graph.py \
+	tests/surgery/test_inlining.py \
 	tests/surgery/test_laws.py \
+	tests/surgery/test_linear.py \
 	tests/surgery/test_observe.py \
 	tests/surgery/test_plain.py \
 	tests/surgery/test_population_statistics.py \
 	tests/surgery/test_recalibrate.py \
+	tests/surgery/test_retrofit.py \
 	tests/surgery/test_selection.py \
 	tests/surgery/test_shards.py \
 	tests/surgery/test_targets.py \

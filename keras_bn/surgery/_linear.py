@@ -44,7 +44,7 @@ def why_not_plain(layer: Any) -> str:
         return f"is quantized to {layer.quantization_mode}"
     if has_lora(layer):
         # Merging leaves zeros in both; before the first step of an adaptation, one factor is not zero.
-        if any(ops.any(factor) for factor in (layer.lora_kernel_a, layer.lora_kernel_b)):
+        if any(ops.convert_to_numpy(factor).any() for factor in (layer.lora_kernel_a, layer.lora_kernel_b)):
             return "has LoRA weights that are not merged; save and load the model, which merges them"
         return ""
     return "" if is_linear(layer) else "has other weights than a kernel and a bias"

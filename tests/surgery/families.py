@@ -2,6 +2,9 @@
 
 import functools
 
+import keras
+import pytest
+
 from benchmarks.certify.families import (
     cspnet,
     d_fine,
@@ -27,6 +30,12 @@ FAMILIES = (
 )
 
 
+def on_this_backend():
+    """The families, marked as slow on the backends that take minutes for all of them, but for three kinds."""
+    few = FAMILIES if keras.backend.backend() == "tensorflow" else (resnet, mobilenet, segformer)
+    return [each if each in few else pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES]
+
+
 @functools.cache
 def network(family):
     """A model of the family, no two channels of a BN layer alike. It is built once: leave it alone."""
@@ -38,6 +47,7 @@ __all__ = [
     "images_for",
     "inputs_for",
     "network",
+    "on_this_backend",
     "scramble",
     *(family.__name__ for family in FAMILIES),
 ]
