@@ -22,15 +22,15 @@ from typing import Any
 BACKENDS = ("tensorflow", "jax", "torch")
 SIDE, BATCH = 96, 32
 FEW = 10  # batches; TensorFlow compiles nothing for eight or fewer
-MANY = {"MobileNetV2": 90, "ResNet50": 34}  # several seconds more than few, whatever once takes
-FUNCTIONS = ("predict", "sequential", "batch", "inspect")
+NETWORKS = ("MobileNetV2", "ResNet50")
+PREDICTING = 3.0  # seconds more that `predict` takes for many images than for few, lest once hide the rest
 HEADER = ["", "per image", "per image / predict", "once, s", f"first call, {FEW * BATCH} images, s"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS)
-    parser.add_argument("--network", choices=MANY, help="one of them instead of both")
+    parser.add_argument("--network", choices=NETWORKS, help="one of them instead of both")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.backend is None:
@@ -45,8 +45,14 @@ def main() -> None:
 
     pin_threads()
     print(f"{machine()}; {SIDE}x{SIDE}, batches of {BATCH}.\n")
-    networks = [arguments.network] if arguments.network else list(MANY)
+    networks = [arguments.network] if arguments.network else NETWORKS
     print(table(HEADER, [row for name in networks for row in rows(name, arguments.rounds)]), flush=True)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def rows(name: str, rounds: int) -> list[list[str]]:
@@ -59,8 +65,6 @@ def rows(name: str, rounds: int) -> list[list[str]]:
 
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(weights=None, input_shape=(SIDE, SIDE, 3))
-    many = MANY[name]
-    images = np.random.default_rng(0).normal(size=(many * BATCH, SIDE, SIDE, 3)).astype("float32")
     options: dict[str, Any] = {"batch_size": BATCH, "progress": False}
     functions: dict[str, Callable[[np.ndarray], object]] = {
         "predict": lambda x: model.predict(x, batch_size=BATCH, verbose=0),
@@ -68,20 +72,20 @@ def rows(name: str, rounds: int) -> list[list[str]]:
         "batch": lambda x: keras_bn.recalibrate(model, x, estimator="batch", **options),
         "inspect": lambda x: keras_bn.inspect(model, x, **options),
     }
+    images = np.random.default_rng(0).normal(size=(FEW * BATCH, SIDE, SIDE, 3)).astype("float32")
+    first = {name: _seconds(lambda f=function: f(images)) for name, function in functions.items()}
+    warm = _seconds(lambda: functions["predict"](images))
+    many = FEW + round(min(max(PREDICTING / warm, 1), 8) * FEW)
+    images = np.tile(images, (1 + many // FEW, 1, 1, 1))
     runs = {
         f"{name} {count}": lambda function=function, count=count: function(images[: count * BATCH])
         for name, function in functions.items()
         for count in (FEW, many)
     }
-    first = {}
-    for function in FUNCTIONS:
-        start = time.perf_counter()
-        runs[f"{function} {FEW}"]()
-        first[function] = time.perf_counter() - start
     seconds = interleaved(runs, rounds=rounds, warmup=0)
     result = []
     slopes: dict[str, float] = {}
-    for function in FUNCTIONS:
+    for function in functions:
         few, long = seconds[f"{function} {FEW}"], seconds[f"{function} {many}"]
         slopes[function] = (long - few) / (many - FEW)
         result.append(
