@@ -16,7 +16,7 @@ _SAFE_RATIO = 4.0
 
 
 def batch_norm(
-    x: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any = None
+    x: Any, gamma: Any, beta: Any, epsilon: float, axis: int, mask: Any = None, always_shifted: bool = False
 ) -> tuple[Any, Moments]:
     """As `kernels.batch_norm`, with `x` in the dtype of gamma.
 
@@ -26,7 +26,7 @@ def batch_norm(
         y = d * scale + beta - offset * scale,  scale = gamma / sqrt(variance + epsilon)
         dx = (dy + slope * d + constant) * scale
 
-    The shift costs a pass. It is zero where that is safe, and the mean elsewhere.
+    The shift costs a pass. It is zero where that is safe, and the mean elsewhere or if `always_shifted`.
     """
     static_shape, shape = x.shape, tf.shape(x)
     rank, channels = len(static_shape), static_shape[axis]
@@ -55,16 +55,19 @@ def batch_norm(
             mean = sums(values) / divisor
             return mean, sums(tf.square(values)) / divisor - tf.square(mean)
 
-        def shifted() -> tuple[Any, ...]:
+        def shifted(mean: Any) -> tuple[Any, ...]:
             d = x - spread(mean)
             offset, variance = mean_and_variance(counted(d))
             return d, offset, mean + offset, tf.maximum(variance, 0)
 
-        mean, variance = mean_and_variance(counted(x))
-        # Squares that overflowed are not safe either.
-        safe = tf.reduce_all((tf.square(mean) <= _SAFE_RATIO**2 * variance) & tf.math.is_finite(variance))
-        unshifted = (x, mean, mean, variance)
-        d, offset, mean, variance = tf.cond(safe, lambda: unshifted, shifted)
+        if always_shifted:
+            d, offset, mean, variance = shifted(sums(counted(x)) / divisor)
+        else:
+            mean, variance = mean_and_variance(counted(x))
+            # Squares that overflowed are not safe either.
+            safe = tf.reduce_all((tf.square(mean) <= _SAFE_RATIO**2 * variance) & tf.math.is_finite(variance))
+            unshifted = (x, mean, mean, variance)
+            d, offset, mean, variance = tf.cond(safe, lambda: unshifted, lambda: shifted(mean))
         inverse = 1 / tf.sqrt(variance + epsilon)
         scale = gamma * inverse
         y = d * spread(scale) + spread(beta - offset * scale)
