@@ -58,7 +58,11 @@ def check(
         except tf.errors.OpError as error:
             hint = " on generated inputs; pass examples of real ones" if made_up else ""
             raise KerasBNError(f"{what} failed{hint}: {error.message}") from error
-        if checked.check.spread > checked.check.tolerance or served.batch_size == 1:
+        if served.batch_size == 1:
+            if warn:
+                warnings.warn(_of_one_example(served, what), stacklevel=3)
+            return checked
+        if checked.check.spread > checked.check.tolerance:
             return checked
     if warn:
         warnings.warn(
@@ -67,6 +71,21 @@ def check(
             stacklevel=3,
         )
     return checked
+
+
+def _of_one_example(served: Servable, what: str) -> str:
+    """What the check of a fixed batch size of 1 leaves open."""
+    normalized = ", ".join(served.in_training)
+    return (
+        f"{what} takes one example at a time, so there are no other rows to compare, and a layer in training "
+        "mode, which normalizes an example by its own statistics, cannot be told by its answers. "
+        + (
+            f"These operations normalize in that way: {normalized}. "
+            if normalized
+            else "No fused normalization in its graph is in training mode. "
+        )
+        + "To check the rest, export the model without a fixed batch size."
+    )
 
 
 def tolerance_of(served: Servable) -> float:
@@ -154,6 +173,7 @@ def _others(batch: Tensors, row: int) -> Iterator[tuple[str, Tensors | None]]:
     yield "the other rows become copies of it", _map(batch, lambda v: v[np.full(count, row)])
     for change, function in (
         ("are 16 times as large", lambda v: 16 * v),
+        ("are 4096 times as large", lambda v: 4096 * v),
         ("are 16 times as small", lambda v: v / 16),
         ("change their sign", lambda v: -v),
     ):

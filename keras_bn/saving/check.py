@@ -55,7 +55,8 @@ def verify_inference_mode(
     to the longest example of their request, the part that both have is compared.
 
     SavedModels of any origin can be checked. They are loaded into a separate session, as in TensorFlow
-    Serving. A signature of batch size 1 has no other rows, so only the repeated request is compared.
+    Serving. A signature of batch size 1 has no other rows, so only the repeated request is compared, which a
+    warning says.
 
     Args:
         path: Folder with `saved_model.pb`.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,20 +15,23 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.examples import Tensors, batch_size
 
+_FUSED = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
+
 
 @dataclass(frozen=True)
 class Servable:
     """One signature of a loaded SavedModel.
 
     `inputs` maps names to dtype and shape. `batch_size` is the only batch size that the graph accepts, or
-    None. `dtypes` are those of every value in the graph. `run` maps arrays by input name to arrays by output
-    name.
+    None. `dtypes` are those of every value in the graph. `in_training` names the fused normalizations of the
+    graph that are in training mode. `run` maps arrays by input name to arrays by output name.
     """
 
     signature: str
     inputs: dict[str, tf.TensorSpec]
     batch_size: int | None
     dtypes: frozenset[tf.DType]
+    in_training: tuple[str, ...]
     run: Callable[[Mapping[str, np.ndarray]], Tensors]
 
 
@@ -60,6 +64,7 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
             inputs,
             batch_size(inputs) or batch_size(outputs),
             _dtypes(meta_graph.graph_def),
+            _in_training(meta_graph.graph_def),
             run,
         )
 
@@ -94,5 +99,19 @@ def _specs(tensors: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, tf.Ten
 
 
 def _dtypes(graph: tf.compat.v1.GraphDef) -> frozenset[tf.DType]:
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return frozenset(tf.as_dtype(value.type) for node in nodes for value in node.attr.values() if value.type)
+    return frozenset(
+        tf.as_dtype(value.type) for node in _nodes(graph) for value in node.attr.values() if value.type
+    )
+
+
+def _in_training(graph: tf.compat.v1.GraphDef) -> tuple[str, ...]:
+    nodes = (node for node in _nodes(graph) if node.op in _FUSED)
+    # Training is the default, which a SavedModel may leave out.
+    return tuple(
+        sorted({node.name for node in nodes if "is_training" not in node.attr or node.attr["is_training"].b})
+    )
+
+
+def _nodes(graph: tf.compat.v1.GraphDef) -> list[Any]:
+    """The nodes of a graph and of all functions in its library."""
+    return [*graph.node, *(node for function in graph.library.function for node in function.node_def)]

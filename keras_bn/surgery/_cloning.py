@@ -175,7 +175,8 @@ class _Web:
                 continue
             seen.add(id(holder))
             self.objects.append(holder)
-            parts = [] if id(holder) in closed else list(_parts(holder))
+            # Most of what objects hold are names and numbers.
+            parts = [] if id(holder) in closed else [x for x in _parts(holder) if not isinstance(x, _ATOMIC)]
             self._alive += parts
             for part in parts:
                 self._holders.setdefault(id(part), []).append(holder)
@@ -213,6 +214,13 @@ def _is_storage(each: Any) -> bool:
 
 def _parts(each: Any) -> Iterator[Any]:
     """The contents of an object that can matter to a model."""
+    if type(each) is dict:  # this and the next, which have no attributes, are most of what there is
+        yield from each.keys()
+        yield from each.values()
+        return
+    if type(each) in (list, tuple):
+        yield from each
+        return
     if isinstance(each, _ATOMIC) or _is_storage(each):
         return
     if is_compiled_function(each):

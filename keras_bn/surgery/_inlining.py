@@ -91,8 +91,9 @@ class Inlined:
         if is_graph(model) or isinstance(model, keras.Sequential):
             check(model)
         clone = self._clone = Clone(model)
-        self.paths = {id(clone.of(layer)): path for path, layer in layers_in(model)}
-        self.donors = {id(clone.of(layer)): layer for _, layer in layers_in(model)}
+        held = layers_in(model)
+        self.paths = {id(clone.of(layer)): path for path, layer in held}
+        self.donors = {id(clone.of(layer)): layer for _, layer in held}
         self._from_configuration = {id(clone.of(each)) for each in _made_from_configuration(model)}
         self._named: set[str] = set()
         self.model = clone.model if is_graph(model) else self._root(clone.model)

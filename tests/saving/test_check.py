@@ -160,8 +160,31 @@ def test_integers_are_replaced_too(tmp_path):
 
 def test_one_example_at_a_time_has_no_other_rows(tmp_path):
     path = save(tmp_path / "m", lambda x: 2 * x, ([1, 3], tf.float32, "x"))
-    check = keras_bn.verify_inference_mode(path)
+    with pytest.warns(UserWarning, match=r"one example at a time, .* No fused normalization"):
+        check = keras_bn.verify_inference_mode(path)
     assert (check.examples, check.difference) == (1, 0.0)
+
+
+def test_training_mode_of_one_example_at_a_time_is_named(tmp_path):
+    def normalized(x):
+        ones = tf.ones(3)
+        return tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=ones, offset=ones, mean=ones, variance=ones, is_training=True, name="live"
+        )[0]
+
+    path = save(tmp_path / "m", normalized, ([1, 4, 4, 3], tf.float32, "x"))
+    with pytest.warns(UserWarning, match="These operations normalize in that way: live"):
+        keras_bn.verify_inference_mode(path)
+
+
+@pytest.mark.parametrize("limit", [100.0, -100.0])
+def test_what_only_far_larger_rows_cause_is_found(tmp_path, limit):
+    def flagged(x):
+        return x + tf.cast(tf.reduce_max(x / limit) > 1, tf.float32)
+
+    path = save(tmp_path / "m", flagged, ([None, 3], tf.float32, "x"))
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(path)
 
 
 def test_values_that_a_model_refuses_are_left_out(tmp_path):
