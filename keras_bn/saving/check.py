@@ -55,8 +55,7 @@ def verify_inference_mode(
     to the longest example of their request, the part that both have is compared.
 
     SavedModels of any origin can be checked. They are loaded into a separate session, as in TensorFlow
-    Serving. A signature of batch size 1 has no other rows, so only the repeated request is compared, which a
-    warning says.
+    Serving. A signature of batch size 1 has no other rows, so only the repeated request is compared.
 
     Args:
         path: Folder with `saved_model.pb`.
@@ -75,7 +74,8 @@ def verify_inference_mode(
 
     Warns:
         UserWarning: If every example has the same output, so that an influence of other rows would not show.
-            The model is saturated or was never trained. The check needs examples of real inputs.
+            The model is saturated or was never trained. The check needs examples of real inputs. Also if the
+            batch size is 1. Then the warning names fused normalizations in training mode in the graph.
     """
     require_tensorflow("keras_bn.verify_inference_mode")
     from keras_bn.saving.batch_independence import check_signature
