@@ -94,6 +94,40 @@ def test_a_large_mean_in_one_channel_costs_no_digits_of_any(mean, axis):
     np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("levels", [[0, 3, -3, 0.5], [0, 3, 100, 3e4]])
+def test_16_bits_are_normalized_as_in_single_precision(levels, dtype, axis):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 8, 4)) + levels
+    x[..., 3] = levels[3]  # without any variance
+    x = np.moveaxis(x, -1, axis)
+    values, dy = (jnp.asarray(v).astype(dtype) for v in (x, rng.normal(size=x.shape)))
+    gamma, beta = jnp.asarray(rng.normal(size=(2, 4)), "float32")
+
+    @jax.jit
+    def step(values, gamma, beta, dy):
+        def normalize(*arguments):
+            return kernel.batch_norm(*arguments, 1e-3, axis)
+
+        y, pull, moments = jax.vjp(normalize, values, gamma, beta, has_aux=True)
+        return y, pull(dy), moments
+
+    y, gradients, moments = step(values, gamma, beta, dy)
+    x, dy = (np.asarray(v, "float64") for v in (values, dy))
+    expected, oracle = reference.train_forward(x, gamma, beta, 1e-3, axis)
+    rounding = float(jnp.finfo(dtype).eps)
+    assert y.dtype == gradients[0].dtype == dtype
+    np.testing.assert_allclose(np.asarray(y, "float64"), expected, rtol=rounding, atol=2e-5)
+    np.testing.assert_allclose(moments.mean, oracle.mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(moments.variance, oracle.variance, rtol=1e-5, atol=1e-7)
+    exact = reference.train_gradients(dy, x, np.asarray(gamma, "float64"), 1e-3, axis)
+    for found, value in zip(gradients, (exact.x, exact.gamma, exact.beta), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(found, "float64"), value, rtol=rounding, atol=2e-5 * abs(value).max()
+        )
+
+
 def test_a_step_that_gives_its_arguments_away_is_the_same_step():
     layer = BatchNormalization(momentum=0.5)
     layer.build((8, 6, 3))
