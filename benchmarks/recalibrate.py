@@ -3,35 +3,36 @@
     python -m benchmarks.recalibrate                     every backend, each in a process of its own
     python -m benchmarks.recalibrate --backend torch     one of them
 
-Two figures are told apart. The time per image is that of a pass that is under way: the time of many images
-less that of few, divided by the difference in images. The time once is what a call takes beside that, on
-however few images: copying the model, tracing or compiling it. The first call in a process is timed too.
-`inspect` runs the network twice for each image, and its figure is that of both runs.
+The time per image is that of a pass that is under way: between one batch and the next, the first batch of
+each pass left out, for it waits for what is traced or compiled. Once is what else a call takes, however few
+the images: copying the model, tracing or compiling it. `sequential` makes a pass for each level of layers, of
+which each runs a part of the network; `inspect` runs the network twice, and its figure is that of both runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest import mock
 
 BACKENDS = ("tensorflow", "jax", "torch")
-SIDE, BATCH = 96, 32
-FEW = 10  # batches; TensorFlow compiles nothing for eight or fewer
 NETWORKS = ("MobileNetV2", "ResNet50")
-PREDICTING = 3.0  # seconds more that `predict` takes for many images than for few, lest once hide the rest
-HEADER = ["", "per image", "per image / predict", "once, s", f"first call, {FEW * BATCH} images, s"]
+SIDE, BATCH = 96, 32
+BATCHES = 16  # TensorFlow compiles nothing for eight or fewer
+HEADER = ["", "per image", "per image / predict", "once, s", "once in the first call, s"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS)
     parser.add_argument("--network", choices=NETWORKS, help="one of them instead of both")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.backend is None:
         for backend in BACKENDS:
@@ -49,10 +50,41 @@ def main() -> None:
     print(table(HEADER, [row for name in networks for row in rows(name, arguments.rounds)]), flush=True)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+class Ticks:
+    """Stands in for a progress bar, and keeps the times at which each batch of each pass was done."""
+
+    bars: list[list[float]]
+
+    def __init__(self, batches: Iterable[Any] = (), *_: Any, **__: Any) -> None:
+        self.total = BATCHES
+        self._batches, self._times = batches, [time.perf_counter()]
+        Ticks.bars.append(self._times)
+
+    def __enter__(self) -> Ticks:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, *_: object) -> None:
+        self._times.append(time.perf_counter())
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            yield batch
+            self.update()
+
+
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """The seconds per batch of all passes that `run` makes, and its seconds beside those."""
+    Ticks.bars = []
     start = time.perf_counter()
     run()
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    passes = [
+        times[first : first + BATCHES] for times in Ticks.bars for first in range(1, len(times), BATCHES)
+    ]
+    per_batch = sum((times[-1] - times[0]) / (BATCHES - 1) for times in passes)
+    return per_batch, seconds - BATCHES * per_batch
 
 
 def rows(name: str, rounds: int) -> list[list[str]]:
@@ -61,40 +93,45 @@ def rows(name: str, rounds: int) -> list[list[str]]:
     import numpy as np
 
     import keras_bn
-    from benchmarks.timing import interleaved
+
+    class Batches(keras.callbacks.Callback):
+        def on_predict_begin(self, logs: Any = None) -> None:
+            self.ticks = Ticks()
+
+        def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+            keras.ops.convert_to_numpy(logs["outputs"])  # JAX does not wait for them
+            self.ticks.update()
 
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(weights=None, input_shape=(SIDE, SIDE, 3))
+    images = np.random.default_rng(0).normal(size=(BATCHES * BATCH, SIDE, SIDE, 3)).astype("float32")
     options: dict[str, Any] = {"batch_size": BATCH, "progress": False}
-    functions: dict[str, Callable[[np.ndarray], object]] = {
-        "predict": lambda x: model.predict(x, batch_size=BATCH, verbose=0),
-        "sequential": lambda x: keras_bn.recalibrate(model, x, **options),
-        "batch": lambda x: keras_bn.recalibrate(model, x, estimator="batch", **options),
-        "inspect": lambda x: keras_bn.inspect(model, x, **options),
+    functions: dict[str, Callable[[], object]] = {
+        "predict": lambda: model.predict(images, batch_size=BATCH, verbose=0, callbacks=[Batches()]),
+        "sequential": lambda: keras_bn.recalibrate(model, images, **options),
+        "batch": lambda: keras_bn.recalibrate(model, images, estimator="batch", **options),
+        "inspect": lambda: keras_bn.inspect(model, images, **options),
     }
-    images = np.random.default_rng(0).normal(size=(FEW * BATCH, SIDE, SIDE, 3)).astype("float32")
-    first = {name: _seconds(lambda f=function: f(images)) for name, function in functions.items()}
-    warm = _seconds(lambda: functions["predict"](images))
-    many = FEW + round(min(max(PREDICTING / warm, 1), 8) * FEW)
-    images = np.tile(images, (1 + many // FEW, 1, 1, 1))
-    runs = {
-        f"{name} {count}": lambda function=function, count=count: function(images[: count * BATCH])
-        for name, function in functions.items()
-        for count in (FEW, many)
-    }
-    seconds = interleaved(runs, rounds=rounds, warmup=0)
+    modules = ("keras_bn.surgery.recalibrate", "keras_bn.inspection.examine")
+    found: dict[str, list[tuple[float, float]]] = {function: [] for function in functions}
+    with (
+        mock.patch.object(sys.modules[modules[0]], "tqdm", Ticks),
+        mock.patch.object(sys.modules[modules[1]], "tqdm", Ticks),
+    ):
+        for _ in range(1 + rounds):
+            for function, run in functions.items():
+                found[function].append(timed(run))
     result = []
-    slopes: dict[str, float] = {}
-    for function in functions:
-        few, long = seconds[f"{function} {FEW}"], seconds[f"{function} {many}"]
-        slopes[function] = (long - few) / (many - FEW)
+    for function, (first, *others) in found.items():
+        per_batch, once = (statistics.median(values) for values in zip(*others, strict=True))
+        reference = statistics.median(seconds for seconds, _ in found["predict"][1:])
         result.append(
             [
                 f"{name}, {function}",
-                f"{1e3 * slopes[function] / BATCH:.2f} ms",
-                f"{slopes[function] / slopes['predict']:.2f}",
-                f"{few - FEW * slopes[function]:.1f}",
-                f"{first[function]:.1f}",
+                f"{1e3 * per_batch / BATCH:.2f} ms",
+                f"{per_batch / reference:.2f}",
+                f"{once:.1f}",
+                f"{first[1]:.1f}",
             ]
         )
     return result

@@ -6,7 +6,7 @@ spread between batches, so it does not depend on how the data is cut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -120,8 +120,17 @@ class PopulationMoments:
             means: Means of the rows, `(rows, channels)`.
             variances: Biased variances, `(rows, channels)` or `(1, channels)`.
         """
-        rows = Moments(*map(np.asarray, (counts, means, variances)))
-        self.update_moments(*merged_rows([rows])[0])
+        counts = np.asarray(counts, np.float64).ravel()
+        total = counts.sum()
+        if not total:
+            return
+        # Products with matrices, in one buffer: twice as fast as sums of temporary arrays.
+        squares = np.array(means, np.float64)
+        mean = counts @ squares / total
+        squares -= mean
+        np.square(squares, out=squares)
+        squares += np.asarray(variances)
+        self.update_moments(round(total), mean, counts @ squares / total)
 
     def merge(self, other: PopulationMoments) -> None:
         """Add the values of `other`."""
@@ -185,43 +194,6 @@ class PopulationMoments:
                 f"{what} needs at least {count} values per channel, got {self.count}; give it more data."
             )
         self._add_held()
-
-
-def merged_rows(batches: Sequence[Moments]) -> list[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
-    """The rows of each of several batches merged in float64, for `PopulationMoments.update_moments`.
-
-    Batches in which every row has the same share of the values are merged at once.
-
-    Args:
-        batches: Arrays, as `PopulationMoments.update_rows` takes them.
-
-    Returns:
-        Count, mean and variance of each batch.
-    """
-    totals = []
-    alike: dict[bytes, list[int]] = {}
-    for index, (counts, _, _) in enumerate(batches):
-        counts = counts.ravel().astype(np.float64)
-        totals.append(round(counts.sum()))
-        alike.setdefault((counts / max(totals[-1], 1)).tobytes(), []).append(index)
-    result = {}
-    for key, indices in alike.items():
-        shares = np.frombuffer(key)
-        squares = np.concatenate([batches[i].mean for i in indices], 1, dtype=np.float64)
-        mean = shares @ squares
-        with np.errstate(invalid="ignore", over="ignore"):  # the caller may ask whether all is finite
-            squares -= mean
-            np.square(squares, out=squares)
-        squares += np.concatenate(
-            [np.broadcast_to(batches[i].variance, batches[i].mean.shape) for i in indices], 1
-        )
-        variance = shares @ squares
-        ends = np.cumsum([batches[i].mean.shape[1] for i in indices])
-        for i, own_mean, own_variance in zip(
-            indices, np.split(mean, ends[:-1]), np.split(variance, ends[:-1]), strict=True
-        ):
-            result[i] = totals[i], own_mean, own_variance
-    return [result[i] for i in range(len(batches))]
 
 
 def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:

@@ -178,7 +178,7 @@ class Plan:
             seen: Found = {}
             for index in range(len(kept)):
                 values = kept.take(index)
-                pool([sight for sight in self.observer(step)(values)[0] if sight.layer is layer], seen)
+                pool((sight for sight in self.observer(step)(values)[0] if sight.layer is layer), seen)
                 kept.put(index, values)
             update(seen)
             found |= seen

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keras_bn.errors import KerasBNError
 from keras_bn.statistics.moments import Moments, merged
-from keras_bn.statistics.population import PopulationMoments, merged_rows
+from keras_bn.statistics.population import PopulationMoments
 from keras_bn.surgery._program import Step, program
 from keras_bn.surgery._segment import Output, Segment, Sight, Value, inputs_of, layers_in
 from keras_bn.surgery._state import state_kept
@@ -179,22 +179,22 @@ class Observer:
             values = values | results
 
 
-def pool(sights: Sequence[Sight], into: dict[keras.Layer, PopulationMoments]) -> None:
+def pool(sights: Iterable[Sight], into: dict[keras.Layer, PopulationMoments]) -> None:
     """Add what was seen of one batch to the moments of each layer.
 
     Raises:
         KerasBNError: if the inputs of a layer are not finite.
     """
-    for sight, (count, mean, variance) in zip(
-        sights, merged_rows([sight.rows for sight in sights]), strict=True
-    ):
-        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+    for sight in sights:
+        layer, rows = sight.layer, sight.rows
+        if not (np.isfinite(rows.mean).all() and np.isfinite(rows.variance).all()):
             raise KerasBNError(
-                f"The inputs of {sight.layer.name!r} are not finite on this data, so they have no "
-                "statistics; check the scale of the data and the weights of the layers before it, or use a "
-                "wider dtype."
+                f"The inputs of {layer.name!r} are not finite on this data, so they have no statistics; "
+                "check the scale of the data and the weights of the layers before it, or use a wider dtype."
             )
-        into.setdefault(sight.layer, PopulationMoments(len(mean))).update_moments(count, mean, variance)
+        if layer not in into:
+            into[layer] = PopulationMoments(rows.mean.shape[-1])
+        into[layer].update_rows(*rows)
 
 
 def normalized_by_batch(layer: Any, inputs: Any, rows: Moments) -> Any:
