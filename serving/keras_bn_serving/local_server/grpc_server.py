@@ -25,11 +25,12 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from keras_bn_serving.local_server import inference, metrics, responses
+from keras_bn_serving.local_server import inference, metrics, predict_requests, responses
 from keras_bn_serving.local_server.addresses import addresses
 from keras_bn_serving.local_server.catalog import ONLY_LISTS, Catalog, SSLConfig, read
 from keras_bn_serving.local_server.flags import Flags
 from keras_bn_serving.local_server.manager import Manager
+from keras_bn_serving.local_server.predict_requests import PredictRequest
 from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire import tensors
 from keras_bn_serving.wire.errors import InvalidArgumentError, ServingError
@@ -47,9 +48,10 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
 
     def call(self: Any, request: Any, context: grpc.ServicerContext) -> Message:
         started, code = time.perf_counter(), "OK"
-        has_spec = hasattr(request, "model_spec")
+        message = request.message if isinstance(request, PredictRequest) else request
+        has_spec = hasattr(message, "model_spec")
         try:
-            if has_spec and not request.HasField("model_spec"):
+            if has_spec and not message.HasField("model_spec"):
                 raise InvalidArgumentError("Missing ModelSpec")
             return method(self, request, _left_ms(context))
         except Exception as failure:
@@ -61,7 +63,7 @@ def _answering(method: Callable[[Any, Any, int], Message]) -> Callable[..., Mess
             context.abort(grpc.StatusCode[code], details.decode("utf-8", "ignore"))
             raise AssertionError("abort always raises") from None
         finally:
-            name = request.model_spec.name if has_spec else ""
+            name = message.model_spec.name if has_spec else ""
             metrics.record("GRPC", method.__name__, name, code, started, self.flags.log_requests)
 
     return call
@@ -90,10 +92,11 @@ class Services(
         return self._manager.use(spec.name, number, label)
 
     @_answering
-    def Predict(self, request: predict_pb2.PredictRequest, timeout_ms: int) -> Message:  # noqa: D102
-        with self._use(request.model_spec) as (number, model):
-            outputs = inference.predict_request(model, request, timeout_ms)
-        key = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
+    def Predict(self, request: PredictRequest, timeout_ms: int) -> Message:  # noqa: D102
+        message, contents = request
+        with self._use(message.model_spec) as (number, model):
+            outputs = inference.predict_request(model, message, timeout_ms, contents)
+        key = message.model_spec.signature_name or inference.DEFAULT_SIGNATURE
         response = predict_pb2.PredictResponse(model_spec=responses.spec_of(model.name, number, key))
         packed = self.flags.enable_serialization_as_tensor_content
         for alias, array in outputs.items():
@@ -179,6 +182,7 @@ class GrpcServer:
         options += [("grpc.so_reuseport", 0), *_channel_arguments(flags.grpc_channel_arguments)]
         threads = ThreadPoolExecutor(max(flags.grpc_max_threads, 1), thread_name_prefix="grpc")
         self._server = grpc.server(threads, options=options)
+        self._server.add_generic_rpc_handlers((_predict_handler(services),))  # of two, the first counts
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, self._server)
         names = [f"tensorflow.serving.{name}" for name in ("PredictionService", "ModelService")]
@@ -213,6 +217,14 @@ class GrpcServer:
             return int(self._server.add_insecure_port(address))
         except RuntimeError as error:
             raise ServingError(f"Failed to BuildAndStart gRPC server: {error}") from error
+
+
+def _predict_handler(services: Services) -> grpc.GenericRpcHandler:
+    """Predict, with requests that are read by `predict_requests`."""
+    handler = grpc.unary_unary_rpc_method_handler(
+        services.Predict, predict_requests.read, predict_pb2.PredictResponse.SerializeToString
+    )
+    return grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", {"Predict": handler})
 
 
 def _addresses(host: str) -> list[str]:

@@ -6,6 +6,7 @@ aliases.
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -63,9 +64,15 @@ def predict(
 
 
 def predict_request(
-    model: Model, request: predict_pb2.PredictRequest, timeout_ms: int = 0
+    model: Model,
+    request: predict_pb2.PredictRequest,
+    timeout_ms: int = 0,
+    contents: Mapping[str, memoryview] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
-    """The outputs a PredictRequest asks for; its signature's defaults stand for inputs it leaves out."""
+    """The outputs a PredictRequest asks for; its signature's defaults stand for inputs it leaves out.
+
+    `contents` has, by alias, each `tensor_content` that is not in the request.
+    """
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     if key not in model.signatures:
         raise FailedPreconditionError(f'Serving signature key "{key}" not found.')
@@ -81,7 +88,8 @@ def predict_request(
     arrays = {}
     for alias in sorted(signature.inputs):
         try:
-            arrays[alias] = tensors.decode(given[alias] if alias in given else signature.defaults[alias])
+            tensor = given[alias] if alias in given else signature.defaults[alias]
+            arrays[alias] = tensors.decode(tensor, content=contents.get(alias, b""))
         except (ValueError, UnimplementedError) as error:
             raise InvalidArgumentError(f"tensor parsing error: {alias}") from error
     return predict(model, signature, arrays, wanted, timeout_ms)

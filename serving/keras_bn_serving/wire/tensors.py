@@ -23,16 +23,17 @@ _CONTENT_TAG = b"\x22"  # TensorProto.tensor_content = 4
 _FIXED_SIZE = {"float32", "float64"}  # on the wire, a packed field of these is the values' bytes
 
 
-def decode(tensor: Any, strict: bool = False) -> np.ndarray:
+def decode(tensor: Any, strict: bool = False, content: bytes | memoryview = b"") -> np.ndarray:
     """Return the array of a TensorProto, whichever of its two encodings it has.
 
     Fewer values than the shape asks for mean that the last one is repeated (or zero if there is none), as
     TensorFlow reads them. Strings are bytes in an object array. Numbers of `tensor_content` are a read-only
-    view of the message.
+    view of the content.
 
     Args:
         tensor: the message.
         strict: refuse more values than the shape asks for, which TensorFlow ignores.
+        content: the `tensor_content`, if it is not in the message.
 
     Raises:
         UnimplementedError: NumPy has no such dtype.
@@ -40,7 +41,7 @@ def decode(tensor: Any, strict: bool = False) -> np.ndarray:
     """
     if tensor.dtype not in BY_NUMBER:
         raise UnimplementedError(f"there is no NumPy dtype for tensors of type {tensor.dtype}")
-    entry, content = BY_NUMBER[tensor.dtype], tensor.tensor_content
+    entry, content = BY_NUMBER[tensor.dtype], content or tensor.tensor_content
     shape = [] if tensor.tensor_shape.unknown_rank else [dim.size for dim in tensor.tensor_shape.dim]
     # NumPy refuses [0, 2**62] as too big, so an empty tensor is held to its other dimensions.
     if min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
@@ -49,7 +50,7 @@ def decode(tensor: Any, strict: bool = False) -> np.ndarray:
     if not content:
         return _from_field(tensor, entry, count, strict).reshape(shape)
     if entry.name == "DT_STRING":
-        return _object_array(_split_strings(content, count)).reshape(shape)
+        return _object_array(_split_strings(bytes(content), count)).reshape(shape)
     return np.frombuffer(content, numpy_dtype(entry.name).newbyteorder("<")).reshape(shape)
 
 
@@ -91,7 +92,7 @@ def _split_strings(content: bytes, count: int) -> list[bytes]:
         raise ValueError(f"{len(content)} bytes were sent for {count} strings")
     lengths, at = [], 0
     for _ in range(count):
-        length, at = _read_varint(content, at)
+        length, at = read_varint(content, at)
         lengths.append(length)
     if at + sum(lengths) != len(content):
         raise ValueError(f"{len(content)} bytes were sent for strings of {at + sum(lengths)}")
@@ -120,7 +121,7 @@ def write(array: np.ndarray, tensor: Any, packed: bool = False) -> None:
         values = values.view(entry.stored)
     if entry.stored in _FIXED_SIZE:
         raw = values.astype(np.dtype(entry.stored).newbyteorder("<"), copy=False).tobytes()
-        tensor.MergeFromString(_tag(entry.field) + _varint(len(raw)) + raw)
+        tensor.MergeFromString(_tag(entry.field) + encode_varint(len(raw)) + raw)
     else:
         getattr(tensor, entry.field).extend(values.tolist())
 
@@ -141,22 +142,23 @@ def encode_inputs(
             tensor.string_val.extend(array.ravel().tolist())
         else:
             raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
-            content = [_CONTENT_TAG + _varint(raw.nbytes), raw]
+            content = [_CONTENT_TAG + encode_varint(raw.nbytes), raw]
         content.insert(0, tensor.SerializeToString())
         size = sum(map(len, content))
         key = name.encode()
-        head = _KEY_TAG + _varint(len(key)) + key + _VALUE_TAG + _varint(size)
-        yield _INPUTS_TAG + _varint(len(head) + size) + head
+        head = _KEY_TAG + encode_varint(len(key)) + key + _VALUE_TAG + encode_varint(size)
+        yield _INPUTS_TAG + encode_varint(len(head) + size) + head
         yield from content
 
 
 @functools.cache
 def _tag(field: str) -> bytes:
     """What precedes the length of a packed field of TensorProto."""
-    return _varint(MESSAGES["TensorProto"].DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+    return encode_varint(MESSAGES["TensorProto"].DESCRIPTOR.fields_by_name[field].number << 3 | 2)
 
 
-def _varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
+    """A number of protobuf's wire format."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -165,7 +167,8 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number of protobuf's wire format at `at`, and where it ends; ValueError if it is cut off."""
     number = shift = 0
     while at < len(data):
         byte = data[at]
@@ -174,4 +177,4 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
         shift += 7
-    raise ValueError("the length of a string is cut off")
+    raise ValueError("a number is cut off")
