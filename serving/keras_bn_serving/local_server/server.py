@@ -98,7 +98,6 @@ def _start(flags: Flags, stop: threading.Event, parts: contextlib.ExitStack) -> 
     parts.callback(lambda: manager.close(flags.drain_timeout_seconds))
     catalog = Catalog(manager, flags, stop)
     memory.keep_what_is_here()
-    memory.keep_pages()
     catalog.start(models)
     if stop.is_set():
         return
