@@ -18,9 +18,14 @@ from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery.fold import plan
 from keras_bn.surgery.graph import is_graph
-from keras_bn.surgery.normalizations import Normalization, batch_normalizations, in_training_mode
+from keras_bn.surgery.normalizations import (
+    Normalization,
+    batch_normalizations,
+    in_training_mode,
+    statistics_kept,
+)
 from keras_bn.surgery.observe import Observer
-from keras_bn.surgery.recalibrate import Estimate, statistics_kept
+from keras_bn.surgery.recalibrate import Estimate
 
 PERCENTILES = (15, 50, 85)  # of the paper's figure 1
 

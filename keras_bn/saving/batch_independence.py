@@ -211,7 +211,9 @@ def _check_rows(output: np.ndarray, count: int, what: str) -> None:
         raise KerasBNError(
             f"{what} has shape {output.shape} for {count} examples; it must have a row for each."
         )
-    if _is_floating(output) and not np.isfinite(output).all():
+    # The logarithm of no probability, or a logit that is masked, is -inf.
+    wide = output.astype(np.float64) if _is_floating(output) else np.zeros(1)
+    if not (np.isfinite(wide) | np.isneginf(wide)).all() or (wide.size and np.isneginf(wide).all()):
         raise KerasBNError(
             f"{what} is not finite; check the weights for NaN, or pass examples of real inputs."
         )
@@ -224,7 +226,8 @@ def _is_floating(values: np.ndarray) -> bool:
 def largest_change(
     tensors: Tensors, reference: Tensors, rows: slice = slice(None), *, padded: bool = False
 ) -> float:
-    """The largest change from `rows` of `reference`, relative to its largest magnitude; 1 for other types.
+    """The largest change from `rows` of `reference`, relative to its largest magnitude; 1 for other types,
+    and where infinity comes or goes.
 
     Args:
         padded: If True, the length of an output may depend on the longest example of its request. What both
@@ -238,8 +241,10 @@ def largest_change(
         if found.shape[1:] != wanted.shape[1:]:
             return 1.0
         if _is_floating(expected):
-            change = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
-            worst = max(worst, float(change / (np.abs(expected.astype(np.float64)).max(initial=0.0) or 1.0)))
+            found, wanted, wide = (each.astype(np.float64) for each in (found, wanted, expected))
+            scale = np.abs(wide).max(initial=0.0, where=np.isfinite(wide)) or 1.0
+            change = np.abs(np.subtract(found, wanted, where=found != wanted, out=np.zeros(found.shape)))
+            worst = max(worst, float(np.where(np.isinf(change), scale, change).max(initial=0.0) / scale))
         else:
             worst = max(worst, float(np.any(found != wanted)))
     return worst

@@ -68,9 +68,9 @@ def verify_inference_mode(
 
     Raises:
         KerasBNError: If the outputs depend on the other rows, change from one call to the next (because of
-            dropout or a state), or are not finite; if there is no such SavedModel or signature; if the
-            generated examples do not fit the model, which then needs `examples`; or if TensorFlow is not
-            installed.
+            dropout or a state), or are not finite, apart from some -inf, such as masked logits; if there is
+            no such SavedModel or signature; if the generated examples do not fit the model, which then needs
+            `examples`; or if TensorFlow is not installed.
 
     Warns:
         UserWarning: If every example has the same output, so that an influence of other rows would not show.

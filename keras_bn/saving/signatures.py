@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_bn.errors import KerasBNError
 from keras_bn.surgery._checks import check_keras_model
 from keras_bn.surgery._cloning import layers_in
+from keras_bn.surgery._inputs import map_shapes, named_inputs
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,24 @@ class Signature:
     """The function of a served model.
 
     `inputs` maps names to specifications, whose batch size is unknown unless the model fixes it. `call` takes
-    the inputs in their order and returns a list, whose items `outputs` names.
+    the inputs in their order and returns a list, whose items `outputs` names. `takes` is the structure in
+    which the model takes its inputs.
     """
 
     inputs: dict[str, tf.TensorSpec]
     outputs: list[str]
     call: Callable[..., list[tf.Tensor]]
+    takes: Any
+
+    def by_name(self, examples: Any) -> Any:
+        """Examples in the structure of the model's inputs as arrays by name; others as they are."""
+        try:
+            keras.tree.assert_same_structure(self.takes, examples)
+        except (TypeError, ValueError):
+            return examples
+        if not isinstance(examples, (Mapping, list, tuple)):
+            return examples
+        return dict(zip(self.inputs, keras.tree.flatten(examples), strict=True))
 
 
 def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
@@ -71,7 +84,7 @@ def predict_signature(model: keras.Model, examples: Any = None) -> Signature:
         name: tf.TensorSpec(tensor.shape, tensor.dtype, name)
         for name, tensor in zip(_unique(names), keras.tree.flatten(takes), strict=True)
     }
-    return Signature(inputs, _unique(_names(returns)), _call(model, takes))
+    return Signature(inputs, _unique(_names(returns)), _call(model, takes), takes)
 
 
 def _check_stateless(model: keras.Model) -> None:
@@ -94,12 +107,9 @@ def _call(model: keras.Model, structure: Any) -> Callable[..., list[tf.Tensor]]:
 
 def _subclassed_signature(model: keras.Model, examples: Any) -> Signature:
     takes = _example_specs(model, examples) if examples is not None else _build_specs(model)
-    if isinstance(takes, dict):
-        names = keras.tree.flatten({key: str(key) for key in takes})
-    else:
-        argument = next(iter(inspect.signature(model.call).parameters), "inputs")
-        count = len(keras.tree.flatten(takes))
-        names = [argument] if count == 1 else [f"{argument}_{index}" for index in range(count)]
+    argument = next(iter(inspect.signature(model.call).parameters), "inputs")
+    single = not isinstance(takes, dict) and len(keras.tree.flatten(takes)) == 1
+    names = [argument] if single else keras.tree.flatten(named_inputs(takes, argument))
     names = _unique([re.sub(r"\W", "_", name, flags=re.ASCII) for name in names])
     specs = [
         tf.TensorSpec(spec.shape, spec.dtype, name)
@@ -120,7 +130,7 @@ def _subclassed_signature(model: keras.Model, examples: Any) -> Signature:
     flat = isinstance(outputs, dict) and len(outputs) == count
     keys = keras.tree.flatten({key: str(key) for key in outputs}) if flat else []
     returned = keys or [f"output_{index}" for index in range(count)]
-    return Signature(dict(zip(names, specs, strict=True)), returned, call)
+    return Signature(dict(zip(names, specs, strict=True)), returned, call, takes)
 
 
 def _example_specs(model: keras.Model, examples: Any) -> Any:
@@ -162,11 +172,7 @@ def _build_specs(model: keras.Model) -> Any:
     def spec(shape: tuple[int | None, ...]) -> tf.TensorSpec:
         return tf.TensorSpec((None, *shape[1:]), model.input_dtype)
 
-    if isinstance(shapes, dict):
-        return {key: spec(shape) for key, shape in shapes.items()}
-    if isinstance(shapes[0], (list, tuple)):
-        return [spec(shape) for shape in shapes]
-    return spec(shapes)
+    return map_shapes(spec, shapes)
 
 
 def _names(structure: Any) -> list[str]:

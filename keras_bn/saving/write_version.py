@@ -58,8 +58,9 @@ def write_version(
     check_target(base_path, version)
     _check_arguments(precision, tolerance, batch_sizes, fused)
     signature = predict_signature(model, examples)
+    named, warmup = signature.by_name(examples), signature.by_name(warmup)
     decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
-    batches = list(generated(signature.inputs)) if examples is None else [given(signature.inputs, examples)]
+    batches = list(generated(signature.inputs)) if examples is None else [given(signature.inputs, named)]
     requests = _warm_up(signature, examples, warmup, batches[0], batch_sizes)
     if decoder is not None:
         requests.append((SERVING_IMAGE, {IMAGE_BYTES: images.made_up(decoder, count=1)}))

@@ -127,19 +127,19 @@ def convert(
         targets = [(new, old.axis, moments[id(old)]) for old, new in uncalibrated if id(old) in moments]
         with fitting_arguments([new for _, new in uncalibrated]):
             left = calibrate(result, [t for t in targets if isinstance(t[0], WITHIN_THE_EXAMPLE)], inputs)
-    new_of = {id(layer): new for layer, new in pairs}
-    rows = tuple(
-        _row(path, layer, new_of[id(layer)], left)
-        if id(layer) in new_of
-        else Row(path, type(layer).__name__, "left alone", reasons[id(layer)])
-        for path, layer in found
-    )
-    difference = change_on_noise(model, result, inputs) if uncalibrated and not in_place else None
-    notes = _do_not_load(model, [(path, layer, new_of.get(id(layer))) for path, layer in found])
-    if uncalibrated and not in_place and difference is None:
-        notes.append(
-            "the model does not say what its inputs are; give data= to measure the change of its outputs"
+        new_of = {id(layer): new for layer, new in pairs}
+        rows = tuple(
+            _row(path, layer, new_of[id(layer)], left)
+            if id(layer) in new_of
+            else Row(path, type(layer).__name__, "left alone", reasons[id(layer)])
+            for path, layer in found
         )
+        difference = change_on_noise(model, result, inputs) if uncalibrated and not in_place else None
+        notes = _do_not_load(model, [(path, layer, new_of.get(id(layer))) for path, layer in found])
+        if uncalibrated and not in_place and difference is None:
+            notes.append(
+                "the model does not say what its inputs are; give data= to measure the change of its outputs"
+            )
     return SurgeryResult(result, Report("convert", rows, difference, tuple(notes)))
 
 

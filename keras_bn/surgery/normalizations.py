@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,20 @@ def set_statistics(
         f"factors of {ratio.min():.2g} to {ratio.max():.2g}"
     )
     return "recalibrated", reason, None, figures
+
+
+@contextmanager
+def statistics_kept(model: keras.Model, on_error_only: bool = False) -> Iterator[None]:
+    """Restore the statistics of all BN layers exactly when the block ends, also by an exception."""
+    found = [each.layer for each in batch_normalizations(model)]
+    kept = [(v, np.array(ops.convert_to_numpy(v))) for layer in found for v in layer.non_trainable_variables]
+    done = False
+    try:
+        yield
+        done = on_error_only
+    finally:
+        for variable, value in () if done else kept:
+            variable.assign(value)
 
 
 def _array(variable: Any) -> NDArray[np.float64]:

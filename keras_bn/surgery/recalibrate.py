@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import keras
 import numpy as np
-from keras import ops
 from tqdm import tqdm
 
 from keras_bn.data import batches
@@ -25,7 +24,12 @@ from keras_bn.surgery._plausibility import Counted, doubts, snapshot
 from keras_bn.surgery._sequential import Found, Plan
 from keras_bn.surgery._streams import each_followed_by, peek
 from keras_bn.surgery._together import Together
-from keras_bn.surgery.normalizations import batch_normalizations, set_statistics, why_not_called
+from keras_bn.surgery.normalizations import (
+    batch_normalizations,
+    set_statistics,
+    statistics_kept,
+    why_not_called,
+)
 from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -165,18 +169,18 @@ def recalibrate(
             estimate.run(example, stream, bar)
         change = difference(model, before, outputs(result, example, worth_compiling(1)), tolerance=np.inf)
 
-    def outcome(path: str, layer: keras.Layer) -> Any:
-        if layer in estimate.outcome:
-            return estimate.outcome[layer]
-        if path not in paths:
-            return "left alone", "not chosen"
-        return "left alone", estimate.unseen.get(layer) or why_not_called(layer, result)
+        def outcome(path: str, layer: keras.Layer) -> Any:
+            if layer in estimate.outcome:
+                return estimate.outcome[layer]
+            if path not in paths:
+                return "left alone", "not chosen"
+            return "left alone", estimate.unseen.get(layer) or why_not_called(layer, result)
 
-    rows = tuple(Row(path, type(layer).__name__, *outcome(path, layer)) for path, layer in pairs)
-    # With a prior, few examples are no fault.
-    notes = () if prior else tuple(estimate.doubts)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
+        rows = tuple(Row(path, type(layer).__name__, *outcome(path, layer)) for path, layer in pairs)
+        # With a prior, few examples are no fault.
+        notes = () if prior else tuple(estimate.doubts)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
     return SurgeryResult(result, Report("recalibrate", rows, change, (estimate.note, *notes)))
 
 
@@ -235,17 +239,3 @@ class Estimate:
             self.outcome[layer] = set_statistics(layer, moments, self._prior)
             if twin is not layer:  # the levels after it are observed in a copy
                 set_statistics(twin, moments, self._prior)
-
-
-@contextmanager
-def statistics_kept(model: keras.Model, on_error_only: bool = False) -> Iterator[None]:
-    """Restore the statistics of all BN layers exactly when the block ends, also by an exception."""
-    found = [each.layer for each in batch_normalizations(model)]
-    kept = [(v, np.array(ops.convert_to_numpy(v))) for layer in found for v in layer.non_trainable_variables]
-    done = False
-    try:
-        yield
-        done = on_error_only
-    finally:
-        for variable, value in () if done else kept:
-            variable.assign(value)

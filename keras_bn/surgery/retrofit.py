@@ -170,6 +170,11 @@ def _check_arguments(position: str, drop_bias: bool, layer_arguments: dict[str, 
             'drop_bias=True with position="after_activation": an activation stands between bias and '
             "normalization, so the bias is not redundant; leave out one of the two arguments."
         )
+    if not isinstance(layer_arguments, (dict, type(None))):
+        raise KerasBNError(
+            f"layer_arguments={layer_arguments!r}; it must be a dictionary of arguments, such as "
+            '{"momentum": 0.9}, or None.'
+        )
     for name in ("axis", "name", "dtype"):
         if name in (layer_arguments or {}):
             raise KerasBNError(

@@ -18,7 +18,7 @@ from keras_bn.surgery._cloning import Clone
 from keras_bn.surgery._compiled import worth_compiling
 from keras_bn.surgery._sequential import Plan
 from keras_bn.surgery._streams import each_followed_by, peek
-from keras_bn.surgery.normalizations import batch_normalizations, set_statistics
+from keras_bn.surgery.normalizations import batch_normalizations, set_statistics, statistics_kept
 from keras_bn.surgery.observe import Observer, normalized_by_batch
 from keras_bn.surgery.population_statistics import PopulationStatistics, fingerprint
 from keras_bn.surgery.report import Report, Row, SurgeryResult
@@ -233,17 +233,18 @@ def apply(
     estimated = [v for layer in chosen for v in (layer.moving_mean, layer.moving_variance)]
     statistics.check_fits(statistics.estimator, statistics.levels, fingerprint(model, estimated))
     clone = None if in_place else Clone(model)
-    rows = []
-    for path, layer in known.items():
-        target = layer if clone is None else clone.of(layer)
-        moments = statistics.moments.get(path)
-        what = (
-            ("left alone", "not among the statistics")
-            if moments is None
-            else set_statistics(target, moments, prior)
-        )
-        rows.append(Row(path, type(layer).__name__, *what))
     result = model if clone is None else clone.model
+    rows = []
+    with statistics_kept(result, on_error_only=True):
+        for path, layer in known.items():
+            target = layer if clone is None else clone.of(layer)
+            moments = statistics.moments.get(path)
+            what = (
+                ("left alone", "not among the statistics")
+                if moments is None
+                else set_statistics(target, moments, prior)
+            )
+            rows.append(Row(path, type(layer).__name__, *what))
     return SurgeryResult(result, Report("recalibrate", tuple(rows), None, (str(statistics),)))
 
 

@@ -130,6 +130,20 @@ def test_a_dependence_of_padded_outputs_is_found(tmp_path):
         keras_bn.verify_inference_mode(path, WORDS)
 
 
+def test_masked_logits_may_be_minus_infinity(tmp_path):
+    specs = ([None, 3], tf.float32, "x")
+    honest = save(tmp_path / "honest", lambda x: tf.where(x > 0.1, x, -np.inf), specs)
+    check = keras_bn.verify_inference_mode(honest)
+    assert check.difference == 0.0 < check.spread <= 1.0
+    mixing = save(tmp_path / "mixing", lambda x: tf.where(x > tf.reduce_mean(x, 0), x, -np.inf), specs)
+    with pytest.raises(keras_bn.KerasBNError, match="depends on the other rows"):
+        keras_bn.verify_inference_mode(mixing)
+    for value in (np.inf, np.nan):
+        broken = save(tmp_path / str(value), lambda x, v=value: tf.where(x > 0.1, x, v), specs)
+        with pytest.raises(keras_bn.KerasBNError, match="is not finite"):
+            keras_bn.verify_inference_mode(broken)
+
+
 def test_a_scalar_input_is_no_row(tmp_path):
     specs = ([None, 3], tf.float32, "x"), ([], tf.float32, "temperature")
     honest = save(tmp_path / "honest", lambda x, t: tf.nn.softmax(x / t), *specs)

@@ -393,6 +393,49 @@ def test_dicts_of_other_types_in_a_subclassed_model(tmp_path):
     np.testing.assert_allclose(answers["output_0"], model(examples)[0], rtol=1e-6)
 
 
+class Nested(keras.Model):
+    """Takes dictionaries in a dictionary."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense, self.bn = layers.Dense(3), layers.BatchNormalization()
+
+    def call(self, inputs):
+        left, right = inputs["pair"]["left"], inputs["pair"]["right"]
+        return self.bn(self.dense(inputs["x"])) + left[0] - right
+
+
+class Traced(Nested):
+    """Its call cannot be seen as a graph."""
+
+    def call(self, inputs):
+        return super().call(inputs) + tf.cast(tf.shape(inputs["x"])[1], "float32")
+
+
+@pytest.mark.parametrize("make", [Nested, Traced])
+@pytest.mark.parametrize("given", [False, True])
+def test_nested_inputs_of_a_subclassed_model(tmp_path, make, given):
+    model = make()
+    x = {"x": normal(4, 5), "pair": {"left": [normal(4, 3)], "right": 2 * normal(4, 3)}}
+    model(x)
+    people.scramble(model)
+    path = keras_bn.export(model, tmp_path, **({"examples": x, "warmup": x} if given else {}))
+    flat = {"x": x["x"], "pair_left_0": x["pair"]["left"][0], "pair_right": x["pair"]["right"]}
+    for rows in (slice(None), slice(1)):
+        answers = ask(path, {name: values[rows] for name, values in flat.items()})
+        expected = keras.ops.convert_to_numpy(model(keras.tree.map_structure(lambda v, r=rows: v[r], x)))
+        np.testing.assert_allclose(answers["output_0"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nested_inputs_of_a_graph_are_given_as_the_model_takes_them(tmp_path):
+    x, y = keras.Input((3,), name="x"), keras.Input((2,), name="y")
+    outputs = layers.Dense(2, name="z")(layers.Concatenate()([x, y]))
+    model = keras.Model({"a": x, "b": {"c": y}}, outputs)
+    examples = {"a": normal(3, 3), "b": {"c": normal(3, 2)}}
+    answers = ask(keras_bn.export(model, tmp_path, examples=examples), {"x": normal(3, 3), "y": normal(3, 2)})
+    np.testing.assert_allclose(answers["out"], model.predict(examples, verbose=0), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("called_before", [False, True])
 def test_a_stateful_layer_is_refused_by_name_and_its_state_left_alone(tmp_path, called_before):
     inputs = keras.Input(batch_shape=(3, 5, 2))

@@ -255,6 +255,22 @@ def test_an_interrupted_conversion_in_place_changes_nothing(monkeypatch):
         np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_error_after_the_layers_were_exchanged_changes_nothing(monkeypatch, error):
+    model, inputs = people.blocks()
+    expected, before = people.outputs(model, inputs), kinds(model)
+
+    def change(old, new):
+        raise error
+
+    monkeypatch.setattr("keras_bn.surgery.convert.change", change)
+    with pytest.raises(error):
+        keras_bn.convert(model, in_place=True)
+    assert kinds(model) == before
+    for old, new in zip(expected, people.outputs(model, inputs), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 def test_the_optimizer_goes_on(images):
     """Its step, its moments, and what it excludes from weight decay."""
     model = net()

@@ -237,6 +237,15 @@ def test_in_place_is_rolled_back(error, estimator):
     assert result.model is model and [array(v).tobytes() for v in model.variables] != before
 
 
+@pytest.mark.filterwarnings("error:The data is a single:UserWarning")
+def test_a_warning_that_is_an_error_leaves_the_model_as_it_was():
+    model, data = subclassed()
+    before = [array(v).tobytes() for v in model.variables]
+    with pytest.raises(UserWarning, match="single example"):
+        keras_bn.recalibrate(model, data[:1], in_place=True, progress=False)
+    assert [array(v).tobytes() for v in model.variables] == before
+
+
 @pytest.mark.parametrize("estimator", ["batch", "sequential"])
 @pytest.mark.parametrize("chosen", ["*", L.BatchNormalization, lambda layer: True])
 def test_layers_without_names_of_their_own_are_chosen(chosen, estimator):

@@ -557,6 +557,7 @@ BATCH = np.zeros((4, 8, 8, 3), "float32")
         (net, iter([BATCH[:0]]), {}, "There is no data"),
         (net, BATCH.astype(str), {}, "dtype <U.* for 'image'"),
         (net, BATCH, {"layer_arguments": {"axis": 1}}, "'axis', which is taken"),
+        (net, BATCH, {"layer_arguments": 3}, "must be a dictionary of arguments"),
         (net, BATCH, {"layer_arguments": {"speed": 1}}, "cannot be constructed with"),
         (net, BATCH, {"layer_arguments": {"scale": False}}, "cannot be made the identity"),
         (net, BATCH, {"layer": layers.Dropout}, "cannot be constructed with"),

@@ -9,6 +9,7 @@ import pytest
 
 import keras_bn
 from keras_bn import KerasBNError, PopulationStatistics
+from keras_bn.surgery.normalizations import set_statistics
 
 BATCH = 8
 X = np.random.default_rng(0).normal(3, 2, (75, 6, 6, 3)).astype("float32")  # nine batches of 8, one of 3
@@ -133,6 +134,24 @@ def test_the_donor_is_left_alone(model, tmp_path):
         np.testing.assert_array_equal(one, np.asarray(other))
     keras_bn.recalibrate(model, statistics=merged, in_place=True)
     assert any((a != np.asarray(b)).any() for a, b in zip(before, model.weights, strict=True))
+
+
+def test_an_interrupt_while_statistics_are_applied_changes_nothing(model, tmp_path, monkeypatch):
+    before = [np.asarray(w) for w in model.weights]
+    merged = keras_bn.merge(shards(model, tmp_path, 2, estimator="batch"))
+    done = []
+
+    def interrupted(*arguments):
+        done.append(set_statistics(*arguments))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return done[-1]
+
+    monkeypatch.setattr("keras_bn.surgery.shards.set_statistics", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keras_bn.recalibrate(model, statistics=merged, in_place=True)
+    for one, other in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(one, np.asarray(other))
 
 
 def test_a_prior_is_merged_when_the_statistics_are_applied(model, tmp_path):
