@@ -63,10 +63,10 @@ def export(
         tolerance: Largest allowed change from the outputs of `model`, relative to their largest magnitude. On
             a larger change, no version is written. If None, the effect of rounding: 1e-4 in float32, or ten
             times the change that the last bits of the weights make, up to 1e-2; and 0.05 in bfloat16.
-        examples: Two or more inputs for the check, as an array, a dict of arrays by input name, or a list of
-            arrays in the order of the inputs. If None, they are generated, which fails for models that take
-            strings or only certain integers. A subclassed model that was never called takes its shapes from
-            them.
+        examples: Two or more inputs for the check, as an array, a dict of arrays by input name, a list of
+            arrays in the order of the inputs, or in the structure in which the model takes them. If None,
+            they are generated, which fails for models that take strings or only certain integers. A
+            subclassed model that was never called takes its shapes from them.
         warmup: Inputs, in the form of `examples`, that the server runs as one request before the version is
             available (`assets.extra/tf_serving_warmup_requests`). If None, one example, which is the first of
             `examples` or zeros. If False, there is no warm-up.
