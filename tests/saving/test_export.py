@@ -428,11 +428,12 @@ def test_nested_inputs_of_a_subclassed_model(tmp_path, make, given):
 
 
 def test_nested_inputs_of_a_graph_are_given_as_the_model_takes_them(tmp_path):
-    x, y = keras.Input((3,), name="x"), keras.Input((2,), name="y")
-    outputs = layers.Dense(2, name="z")(layers.Concatenate()([x, y]))
-    model = keras.Model({"a": x, "b": {"c": y}}, outputs)
-    examples = {"a": normal(3, 3), "b": {"c": normal(3, 2)}}
-    answers = ask(keras_bn.export(model, tmp_path, examples=examples), {"x": normal(3, 3), "y": normal(3, 2)})
+    x, y, z = (keras.Input((size,), name=name) for size, name in ((3, "x"), (2, "y"), (4, "z")))
+    outputs = layers.Dense(2, name="out")(layers.Concatenate()([x, y, z]))
+    model = keras.Model({"a": x, "b": {"c": y, "d": [z]}}, outputs)
+    flat = {"x": normal(3, 3), "y": normal(3, 2), "z": normal(3, 4)}
+    examples = {"a": flat["x"], "b": {"c": flat["y"], "d": [flat["z"]]}}
+    answers = ask(keras_bn.export(model, tmp_path, examples=examples), flat)
     np.testing.assert_allclose(answers["out"], model.predict(examples, verbose=0), rtol=1e-5, atol=1e-6)
 
 
