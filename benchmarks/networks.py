@@ -9,26 +9,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.certify.families import efficientnet_v2
+
 
 def keras_hub_efficientnet() -> keras.Model:
-    """EfficientNet of KerasHub, whose BN layers are inside layers of its own."""
-    import keras_hub
-
-    backbone = keras_hub.models.EfficientNetBackbone(
-        stackwise_width_coefficients=[1.0] * 7,
-        stackwise_depth_coefficients=[1.0] * 7,
-        stackwise_squeeze_and_excite_ratios=[0.25] * 7,
-        image_shape=(224, 224, 3),
+    """EfficientNetV2-B0 of KerasHub, whose BN layers are inside layers of its own."""
+    backbone = efficientnet_v2(
+        stackwise_kernel_sizes=[3] * 6,
+        stackwise_num_repeats=[1, 2, 2, 3, 5, 8],
+        stackwise_input_filters=[32, 16, 32, 48, 96, 112],
+        stackwise_output_filters=[16, 32, 48, 96, 112, 192],
+        stackwise_expansion_ratios=[1, 4, 4, 4, 6, 6],
+        stackwise_squeeze_and_excite_ratios=[0.0, 0.0, 0.0, 0.25, 0.25, 0.25],
+        stackwise_strides=[1, 2, 2, 2, 1, 2],
+        stackwise_block_types=["fused"] * 3 + ["unfused"] * 3,
+        include_stem_padding=False,
+        input_shape=(224, 224, 3),
     )
     x = keras.layers.GlobalAveragePooling2D()(backbone.output)
     return keras.Model(backbone.input, keras.layers.Dense(1000, activation="softmax", name="classes")(x))
 
 
-KERAS_HUB = "KerasHub EfficientNet"
+KERAS_HUB = "KerasHub EfficientNetV2"
 
 
 def network(name: str) -> keras.Model:
-    """A network of `keras.applications`, or `KERAS_HUB`, with random weights and statistics."""
+    """A network of `keras.applications`, or `KERAS_HUB`, with the same random weights in every process."""
+    keras.utils.set_random_seed(0)
     if name == KERAS_HUB:
         return with_statistics(keras_hub_efficientnet())
     return with_statistics(getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3)))

@@ -42,6 +42,25 @@ def optimize_graph(meta_graph: Any, config: Any) -> Any:
     return tf_optimizer.OptimizeGraph(config, meta_graph, strip_default_attributes=False)
 
 
+_PACKED = {
+    *("Conv2D", "_FusedConv2D", "DepthwiseConv2dNative", "_FusedDepthwiseConv2dNative"),
+    "_FusedMatMul",
+}
+
+
+def pack_filter_once(node: Any) -> None:
+    """Make a NodeDef with a fixed filter the operation of oneDNN, which packs the filter at the first call.
+
+    TensorFlow makes the same of it when it loads a graph, but packs the filter at every call unless it is a
+    constant. The environment variable TF_ONEDNN_ASSUME_FROZEN_WEIGHTS=1 does so for all operations of a
+    process, also for those whose filter is computed, and gives wrong results for these.
+    """
+    if node.op in _PACKED and node.attr["T"].type in (1, 14):  # float32, bfloat16
+        node.op = f"_MklNative{node.op.removeprefix('_')}"
+        node.attr["_kernel"].s = b"MklNameChangeOp"
+        node.attr["is_filter_const"].b = True
+
+
 def is_compiled_function(value: Any) -> bool:
     """Whether it is what `tf.function` returns."""
     tf = sys.modules.get("tensorflow")

@@ -190,6 +190,33 @@ def test_optimize_graph_folds_constants():
     assert "Mul" not in {node.op for node in optimized.node}
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_operations_of_onednn_answer_as_those_they_stand_for(dtype):
+    import tensorflow as tf
+
+    from keras_bn._tensorflow import pack_filter_once
+
+    random = np.random.default_rng(0)
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(dtype, [2, 6, 6, 3], "x")
+        for kind in (tf.nn.conv2d, tf.nn.depthwise_conv2d):
+            kernel = tf.constant(random.normal(size=(3, 3, 3, 2)), dtype)
+            tf.identity(kind(x, kernel, [1, 1, 1, 1], "SAME"), kind.__name__)
+    value = random.normal(size=(2, 6, 6, 3))
+    answers = []
+    for change in (False, True):
+        definition = graph.as_graph_def()
+        for node in definition.node if change else ():
+            pack_filter_once(node)
+        assert any(node.op == "_MklNativeConv2D" for node in definition.node) == change
+        with tf.compat.v1.Session(graph=tf.Graph()) as session:
+            fetches = tf.import_graph_def(definition, return_elements=["conv2d:0", "depthwise_conv2d:0"])
+            answers.append(session.run(fetches, {"import/x:0": value}))
+    for plain, packed in zip(*answers, strict=True):
+        np.testing.assert_allclose(packed.astype("float32"), plain.astype("float32"), rtol=1e-2, atol=1e-4)
+
+
 def test_weights_of_keras_layer_are_found_in_the_place_of_another_class(tmp_path):
     kinds = (keras.layers.BatchNormalization, type("BatchOther", (keras.layers.BatchNormalization,), {}))
     theirs, ours = (keras.Sequential([keras.Input((2,)), kind(), kind()]) for kind in kinds)

@@ -77,40 +77,39 @@ def mobilenet_v5():
     )
 
 
-def _efficientnet(repeats, block_types, **arguments):
+def _efficientnet(**options):
     from keras_hub.models import EfficientNetBackbone
 
-    return EfficientNetBackbone(
-        stackwise_kernel_sizes=[3, 3, 3],
-        stackwise_num_repeats=repeats,
-        stackwise_input_filters=[8, 8, 12],
-        stackwise_output_filters=[8, 12, 16],
-        stackwise_expansion_ratios=[1, 4, 4],
-        stackwise_squeeze_and_excite_ratios=[0.0, 0.0, 0.25],
-        stackwise_strides=[1, 2, 2],
-        stackwise_block_types=block_types,
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        image_shape=(32, 32, 3),
-        **arguments,
-    )
+    arguments = {
+        "stackwise_kernel_sizes": [3, 3, 3],
+        "stackwise_input_filters": [8, 8, 12],
+        "stackwise_output_filters": [8, 12, 16],
+        "stackwise_expansion_ratios": [1, 4, 4],
+        "stackwise_squeeze_and_excite_ratios": [0.0, 0.0, 0.25],
+        "stackwise_strides": [1, 2, 2],
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "image_shape": (32, 32, 3),
+    }
+    return EfficientNetBackbone(**arguments | options)
 
 
 def efficientnet_edge():
-    return _efficientnet([1, 2, 1], ["fused", "cba", "unfused"])
+    return _efficientnet(stackwise_num_repeats=[1, 2, 1], stackwise_block_types=["fused", "cba", "unfused"])
 
 
-def efficientnet_v2():
-    return _efficientnet(
-        [1, 2, 2],
-        ["fused", "fused", "unfused"],
-        min_depth=8,
-        include_initial_padding=False,
-        use_depth_divisor_as_min_depth=False,
-        cap_round_filter_decrease=False,
-        stem_conv_padding="same",
-        batch_norm_momentum=0.9,
-    )
+def efficientnet_v2(**options):
+    arguments = {
+        "stackwise_num_repeats": [1, 2, 2],
+        "stackwise_block_types": ["fused", "fused", "unfused"],
+        "min_depth": 8,
+        "include_initial_padding": False,
+        "use_depth_divisor_as_min_depth": False,
+        "cap_round_filter_decrease": False,
+        "stem_conv_padding": "same",
+        "batch_norm_momentum": 0.9,
+    }
+    return _efficientnet(**arguments | options)
 
 
 def hgnet_v2(**options):

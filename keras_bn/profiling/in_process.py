@@ -1,49 +1,73 @@
-"""A version in a session of this process, as a stand-in for a server."""
+"""A version in a TensorFlow session, as a stand-in for a server."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
-from keras_bn.profiling.measurement import Measurement, Setting, ask, measured
+from keras_bn.errors import KerasBNError
+from keras_bn.profiling.measurement import Measurement, Setting
 from keras_bn.saving.examples import batch_size, generated
 
-NAME = "a TensorFlow session in this process"
+NAME = "a TensorFlow session in a process of its own"
 
 
 @contextmanager
 def engine(path: Path, setting: Setting) -> Iterator[Callable[[Setting, float], Measurement]]:
     """Load a version with the threads of `setting`; what is yielded measures a setting for some seconds.
 
+    The session is in a fresh process, so that its memory does not depend on what this process has loaded.
+    It includes Python.
+
     A batch is put together without waiting: of 16 clients and batches of 4, four threads ask for 4 rows each.
     A server's queue costs more than that, so batching looks better here than it is.
     """
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=setting.threads,
-        inter_op_parallelism_threads=setting.threads,
-        use_per_session_threads=True,
-    )
-    with closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)) as session:
-        with session.graph.as_default():
-            meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
-        signature = meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY]
-        names = list(signature.inputs)
-        fetches = [info.name for info in signature.outputs.values()]
-        call = session.make_callable(fetches, [signature.inputs[name].name for name in names])
+    command = [sys.executable, "-m", "keras_bn.profiling.session_process", str(path), str(setting.threads)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=_environment(),
+        )
+        assert process.stdin is not None and process.stdout is not None
 
         def measure(asked: Setting, seconds: float) -> Measurement:
-            rows = min(asked.batch_size, asked.clients)
-            request = requests(path, rows)
-            values = [request[name] for name in names]
-            latencies, throughput = ask(lambda: call(*values), asked.clients // rows, seconds, rows)
-            return measured(asked, latencies, throughput, resident(os.getpid()))
+            question = json.dumps({"setting": asdict(asked), "seconds": seconds})
+            try:
+                print(question, file=process.stdin, flush=True)
+                answer = process.stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            if not answer:
+                process.wait()
+                log.seek(0)
+                last = log.read().strip().splitlines()[-1:]
+                raise KerasBNError(f"{path} could not be run: {' '.join(last)}")
+            found = json.loads(answer)
+            return Measurement(**{**found, "setting": Setting(**found["setting"])})
 
-        yield measure
+        try:
+            yield measure
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with the folders that it imports from."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def requests(path: Path, rows: int) -> dict[str, np.ndarray]:

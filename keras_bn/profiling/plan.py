@@ -17,7 +17,7 @@ class Plan:
     """The result of `profile`.
 
     Attributes:
-        measured_through: The program that ran the model, a real server or a session of this process.
+        measured_through: The program that ran the model, a real server or a session of a fresh process.
         cores: Number of processor cores that this process may use.
         measurements: One measurement for each setting.
     """

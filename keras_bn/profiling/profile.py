@@ -31,7 +31,7 @@ def profile(
     The newest version in float32 and the newest in bfloat16, if there is one, are measured with 1, 2, 4 and
     so on threads up to the number of cores, for 1, 4 and 16 clients, with batches of up to 1, 4 and 16
     requests. If `tensorflow_model_server` is on PATH and keras-bn-serving is installed, this server is
-    queried over gRPC. Otherwise a TensorFlow session of this process takes its place, and batches are put
+    queried over gRPC. Otherwise a TensorFlow session of a fresh process takes its place, and batches are put
     together without a queue. The plan says which of the two was measured.
 
     Args:

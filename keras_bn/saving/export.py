@@ -43,7 +43,7 @@ def export(
 
     `keras.Model.export` writes every weight twice, as variables. Here, each weight is written once, as a
     constant of the graph, so that the runtime can compute with it at load. If the weights take more than
-    128 MiB, the largest ones remain variables, since constants take several times their size in memory.
+    72 MiB, the largest ones are variables, since constants take several times their size in memory.
 
     The version is built in a hidden folder of `base_path`, loaded again as TensorFlow Serving loads it,
     checked as in `verify_inference_mode`, compared with `model`, and renamed in one step. A server that polls
@@ -79,8 +79,8 @@ def export(
             preprocessed. "raw" keeps values of 0 to 255. "caffe", "tf" and "torch" are the modes of
             `keras.applications`. A function takes the float32 batch.
         fused: If True, let TensorFlow fuse operations of the graph at export instead of at each load. The
-            result loads faster, but OpenVINO, LiteRT and tf2onnx cannot read it, because it has operations
-            that only TensorFlow has. This is for float32 only.
+            result loads faster and takes less memory, but only TensorFlow with oneDNN, which is the default
+            on x86 processors, can load it. OpenVINO, LiteRT and tf2onnx cannot.
 
     Raises:
         KerasBNError: If the model is not built and there are no examples; if a layer is stateful; if the

@@ -6,12 +6,52 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2
 
-from keras_bn.saving.constants import constant_node, tensor_name
+from keras_bn.saving.constants import constant_node, prune, tensor_name
 
 _ADDITIONS = {"Add", "AddV2", "AddN"}
 _FUSED_AFTER_BIAS = {"Relu", "Relu6", "Elu", "LeakyRelu", "Add", "AddV2"}
 _DEFAULT_SLOPE = 0.2
 _PRODUCTS = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
+
+
+def skip_identities(graph: graph_pb2.GraphDef, fetches: list[str]) -> graph_pb2.GraphDef:
+    """`graph` without Identity, IdentityN and multiplications by 1 between operations.
+
+    Keras's swish is x * sigmoid(1 * x) behind an IdentityN. The optimizer removes the multiplication only
+    after it has looked for a convolution with a bias and swish, so that swish would be a pass over memory of
+    its own.
+    """
+    nodes = {node.name: node for node in graph.node}
+    for node in graph.node:
+        for position, read in enumerate(node.input):
+            if not read.startswith("^"):
+                node.input[position] = _computed(read, nodes)
+    return prune(graph, fetches)
+
+
+def _computed(read: str, nodes: dict[str, node_def_pb2.NodeDef]) -> str:
+    """The output that an input of a node repeats, or the input itself."""
+    while True:
+        name, _, index = read.partition(":")
+        node = nodes[name]
+        if any(each.startswith("^") for each in node.input):
+            return read
+        if node.op in ("Identity", "IdentityN"):
+            read = node.input[int(index or 0)]
+        elif node.op == "Mul" and (factors := [each for each in node.input if not _is_one(nodes, each)]) != [
+            *node.input
+        ]:
+            read = (factors or node.input)[0]
+        else:
+            return read
+
+
+def _is_one(nodes: dict[str, node_def_pb2.NodeDef], read: str) -> bool:
+    """Whether it is the number 1, of no shape that could broadcast."""
+    node = nodes[tensor_name(read)]
+    if node.op != "Const" or node.attr["value"].tensor.tensor_shape.dim:
+        return False
+    return bool(tf.make_ndarray(node.attr["value"].tensor) == 1)
 
 
 def keep_slopes(graph: graph_pb2.GraphDef) -> None:

@@ -8,8 +8,9 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
-from keras_bn._tensorflow import optimize_graph
+from keras_bn._tensorflow import optimize_graph, pack_filter_once
 from keras_bn.errors import KerasBNError
+from keras_bn.saving.constants import tensor_name
 
 _CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
 _PRODUCTS = {"Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul", "BatchMatMul", "BatchMatMulV2"}
@@ -57,8 +58,17 @@ def to_bfloat16(
 
 
 def fuse(meta_graph: meta_graph_pb2.MetaGraphDef) -> graph_pb2.GraphDef:
-    """The graph of `meta_graph` as TensorFlow optimizes it when it is loaded, for a CPU."""
-    return _optimized(meta_graph, config_pb2.ConfigProto())
+    """The graph of `meta_graph` as TensorFlow optimizes it when it is loaded, for a CPU.
+
+    Convolutions and matrix products with constant filters pack them once, which the runtime itself does only
+    as long as the filters are constants. Here they may become variables.
+    """
+    graph = _optimized(meta_graph, config_pb2.ConfigProto())
+    constants = {node.name for node in graph.node if node.op == "Const"}
+    for node in graph.node:
+        if len(node.input) > 1 and tensor_name(node.input[1]) in constants:
+            pack_filter_once(node)
+    return graph
 
 
 def _optimized(meta_graph: meta_graph_pb2.MetaGraphDef, config: config_pb2.ConfigProto) -> graph_pb2.GraphDef:

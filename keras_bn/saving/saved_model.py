@@ -1,4 +1,4 @@
-"""Write a SavedModel. Weights are constants of the graph, and in large models the largest are variables."""
+"""Write a SavedModel: one plain graph with the weights, or functions if there are tables."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
@@ -15,22 +14,20 @@ from keras_bn.errors import KerasBNError
 from keras_bn.saving.constants import fold_constants
 from keras_bn.saving.depthwise import write_depthwise
 from keras_bn.saving.graph_fold import fold_graph
-from keras_bn.saving.graph_fusion import give_biases, keep_slopes
+from keras_bn.saving.graph_fusion import give_biases, keep_slopes, skip_identities
 from keras_bn.saving.grappler import fuse, to_bfloat16
 from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
+from keras_bn.saving.plain_graph import LARGEST_OPTIMIZED, write_plain_graph
 from keras_bn.saving.signatures import Signature
 
 SERVING_DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 SERVING_IMAGE = "serving_image"
 IMAGE_BYTES = "image_bytes"
 
-# The runtime computes ahead with constants, and packs filters once instead of at every call: 1.4 to 1.8 times
-# the speed of MobileNetV2 and ResNet50 at batch size 1, BN not even folded. It also copies them: loading took
-# some 15 times their size in memory (1.5 GB for ResNet50), and VGG16's 528 MB took 8 GB and a minute. So past
-# this many bytes the largest weights stay variables.
-LARGEST_CONSTANTS = 2**27
-LARGEST_BFLOAT16 = 2**30  # a SavedModel's graph is a protocol buffer, which holds less than 2 GiB
+# A SavedModel's graph is a protocol buffer, which holds less than 2 GiB. Past this many bytes, the largest
+# weights are variables from the start, and the graph is not rewritten.
+LARGEST_CONSTANTS = 2**30
 
 Named = Mapping[str, tf.Tensor]
 
@@ -42,7 +39,7 @@ class Options:
     Attributes:
         fold: If True, fold the operations after a convolution into it (`fold_graph`).
         bfloat16: If True, compute convolutions and matrix products in bfloat16.
-        fused: If True, let TensorFlow fuse operations now. Only TensorFlow can read the result.
+        fused: If True, let TensorFlow fuse operations now. Only TensorFlow with oneDNN can read the result.
     """
 
     fold: bool = True
@@ -60,8 +57,7 @@ def write(
     """Write the `signature` of `model` as `serving_default` of a SavedModel in `folder`.
 
     With a `decoder`, a second signature, `serving_image`, takes image files. Both signatures share the
-    weights. The smallest weights, up to `LARGEST_CONSTANTS` bytes together, are constants. Each weight is in
-    the files once.
+    weights. Each weight is in the files once.
 
     Returns:
         The number of multiplications by constants that were folded into convolutions.
@@ -71,9 +67,7 @@ def write(
             draws random numbers, or keeps a state from one call to the next.
     """
     options = options or Options()
-    # A constant of 16 bits is half as large, and weights of 16 bits cannot be variables.
-    limit = LARGEST_BFLOAT16 if options.bfloat16 else LARGEST_CONSTANTS
-    serve = _trace(_with_constants(model, signature, limit), list(signature.inputs.values()))
+    serve = _trace(_with_constants(model, signature), list(signature.inputs.values()))
     decode = decoder and _trace(decoder, [tf.TensorSpec([None], tf.string, IMAGE_BYTES)])
     captured = [*serve.captured_inputs, *(decode.captured_inputs if decode else ())]
     # Variables and tables (of a StringLookup, say) are resources, filled when the model is loaded.
@@ -92,13 +86,14 @@ def _trace(function: Callable[..., Any], specs: list[tf.TensorSpec]) -> Any:
     return tf.function(function, input_signature=specs, autograph=False).get_concrete_function()
 
 
-def _with_constants(
-    model: keras.Model, signature: Signature, limit: int
-) -> Callable[..., dict[str, tf.Tensor]]:
+def _with_constants(model: keras.Model, signature: Signature) -> Callable[..., dict[str, tf.Tensor]]:
+    values = [(variable, variable.numpy()) for variable in model.variables]
+    values.sort(key=lambda each: each[1].nbytes)
+    left = LARGEST_CONSTANTS
+    if sum(value.nbytes for _, value in values) > left:
+        left = min(left, LARGEST_OPTIMIZED)
     constants = []
-    left = limit
-    for variable in sorted(model.variables, key=lambda variable: np.prod(variable.shape)):
-        value = variable.numpy()
+    for variable, value in values:
         left -= value.nbytes
         if left < 0:
             break
@@ -131,6 +126,7 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     write_depthwise(graph)
     if options.fold:
         graph, folded = fold_graph(graph, fetches)
+    graph = skip_identities(graph, fetches)
     keep_slopes(graph)
     give_biases(graph, fetches)
     if options.bfloat16:
@@ -147,8 +143,7 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     guard(meta_graph)
     if options.fused:
         meta_graph.graph_def.CopyFrom(fuse(meta_graph))
-    saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
-    (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+    write_plain_graph(meta_graph, folder, options.fused)
     return folded
 
 

@@ -32,12 +32,6 @@ from keras_bn.surgery._cloning import layers_in
 from keras_bn.surgery.fold import fold as fold_model
 from keras_bn.surgery.normalizations import is_batch_normalization
 
-# What the runtime optimizes when it loads a graph costs it several times the graph's size in memory, which it
-# keeps. Past this size that weighs more than the operations it would fuse.
-_LARGE = 2**25
-# A serialized tensorflow.serving.SavedModelConfig: session_overrides { disable_meta_optimizer: true }
-_NO_OPTIMIZER = b"\x0a\x02\x18\x01"
-
 
 def write_version(
     model: keras.Model,
@@ -56,7 +50,7 @@ def write_version(
 ) -> Path:
     """See `keras_bn.export`, which has the same arguments."""
     check_target(base_path, version)
-    _check_arguments(precision, tolerance, batch_sizes, fused)
+    _check_arguments(precision, tolerance, batch_sizes)
     signature = predict_signature(model, examples)
     named, warmup = signature.by_name(examples), signature.by_name(warmup)
     decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
@@ -79,11 +73,9 @@ def write_version(
             else replace(signature, call=predict_signature(exported, examples).call)
         )
         folded_operations = write_saved_model(exported, written, folder, decoder, options)
-        (folder / EXTRA).mkdir()
+        (folder / EXTRA).mkdir(exist_ok=True)
         if warmup is not False:
             warm_up.write(folder / EXTRA, requests)
-        if fused or _is_large_graph(folder):
-            (folder / EXTRA / "saved_model_config.pb").write_bytes(_NO_OPTIMIZER)
         what = f"model {model.name!r}"
         with servable(folder, SERVING_DEFAULT) as served:
             with _unknown_steps_named(model):
@@ -117,13 +109,9 @@ def write_version(
     return publish(base_path, version, write)
 
 
-def _check_arguments(
-    precision: str, tolerance: float | None, batch_sizes: Sequence[int] | None, fused: bool
-) -> None:
+def _check_arguments(precision: str, tolerance: float | None, batch_sizes: Sequence[int] | None) -> None:
     if precision not in ("float32", "bfloat16"):
         raise KerasBNError(f"precision must be 'float32' or 'bfloat16'; got {precision!r}.")
-    if fused and precision != "float32":
-        raise KerasBNError("fused=True is for float32: TensorFlow loads no fused graph in bfloat16.")
     if tolerance is not None and not tolerance > 0:
         raise KerasBNError(f"tolerance must be a number above 0, or None; got {tolerance!r}.")
     if any(not isinstance(size, int) or size < 1 for size in batch_sizes or ()):
@@ -160,11 +148,6 @@ def _unknown_steps_named(model: keras.Model) -> Iterator[None]:
                     "Dense."
                 ) from error
         raise
-
-
-def _is_large_graph(folder: Path) -> bool:
-    """Whether a version is one large graph whose weights are constants."""
-    return not (folder / "variables").exists() and (folder / "saved_model.pb").stat().st_size > _LARGE
 
 
 def _warm_up(

@@ -7,10 +7,12 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import keras_bn
+from keras_bn.profiling import in_process
 from keras_bn.profiling.measurement import Measurement, Setting
 from keras_bn.profiling.plan import Plan
 from keras_bn.profiling.profile import profile
@@ -38,7 +40,32 @@ def test_every_setting_is_measured_in_process(base_path):
     }  # fmt: skip
     assert len(set(settings)) == len(settings)
     assert all(0 < each.median <= each.p99 and each.throughput > 0 for each in plan.measurements)
-    assert "session in this process" in str(plan)
+    assert "session in a process of its own" in str(plan)
+
+
+def test_memory_does_not_depend_on_what_this_process_holds(base_path):
+    setting = Setting("float32", 1, 1, 1)
+
+    def memory():
+        with in_process.engine(base_path / "1", setting) as measure:
+            return measure(setting, 0.1).memory
+
+    alone = memory()
+    held = np.ones(2**25)  # 256 MiB
+    # Two runs of the same program differ by a few MiB.
+    assert alone > 0 and abs(memory() - alone) < held.nbytes / 4
+
+
+def test_a_version_that_cannot_be_run_says_why(base_path, tmp_path):
+    version = tmp_path / "1"
+    version.mkdir()
+    (version / "saved_model.pb").write_bytes(b"no graph")
+    setting = Setting("float32", 1, 1, 1)
+    with (
+        pytest.raises(keras_bn.KerasBNError, match=r"could not be run: .*saved_model"),
+        in_process.engine(version, setting) as measure,
+    ):
+        measure(setting, 0.1)
 
 
 def measurement(threads, batch_size, clients, median, throughput):

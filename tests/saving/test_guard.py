@@ -12,7 +12,7 @@ from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_bn
-from keras_bn.saving import saved_model
+from keras_bn.saving import plain_graph, saved_model
 
 OK, INVALID_ARGUMENT = 0, 3
 C_API = Path(__file__).with_name("c_api.py")
@@ -45,6 +45,7 @@ def conv_net(batch_size=None, dtype="float32", size=8):
     return keras.Model(inputs, layers.Dense(3, name="scores")(x))
 
 
+FORMS = ["constants", "variables", "in functions"]
 WRONG = ["8x8x3", "8x8", "3", "2x1x8x8x3", "2x9x8x3", "2x8x8x1", "2x8x0x3"]
 
 
@@ -99,10 +100,19 @@ def test_signature_declares_what_the_guard_checks(tmp_path):
     assert [d.size for d in signature_of(path).inputs["image"].tensor_shape.dim] == [-1, 8, 8, 3]
 
 
-@pytest.mark.parametrize("constants", [2**27, 0], ids=["constants", "variables"])
-def test_other_runtimes_read_it(tmp_path, monkeypatch, constants):
+def weights_as(form, monkeypatch):
+    """Let weights be constants or variables of a plain graph, or variables that functions read."""
+    if form == "variables":
+        monkeypatch.setattr(plain_graph, "LARGEST_OPTIMIZED", 0)
+        monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 0)
+    elif form == "in functions":
+        monkeypatch.setattr(saved_model, "LARGEST_CONSTANTS", 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_runtimes_read_it(tmp_path, monkeypatch, form):
     openvino = pytest.importorskip("openvino")
-    monkeypatch.setattr(saved_model, "LARGEST_CONSTANTS", constants)
+    weights_as(form, monkeypatch)
     model = conv_net()
     path = keras_bn.export(model, tmp_path)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
@@ -125,11 +135,11 @@ def lite(model, images):
     return interpreter.get_tensor(fetched["index"])
 
 
-@pytest.mark.parametrize("constants", [2**27, 0], ids=["constants", "variables"])
-def test_onnx_is_made_of_it(tmp_path, monkeypatch, constants):
+@pytest.mark.parametrize("form", FORMS)
+def test_onnx_is_made_of_it(tmp_path, monkeypatch, form):
     pytest.importorskip("tf2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(saved_model, "LARGEST_CONSTANTS", constants)
+    weights_as(form, monkeypatch)
     model = conv_net()
     path, file = keras_bn.export(model, tmp_path), tmp_path / "model.onnx"
     command = [

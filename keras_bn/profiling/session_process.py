@@ -1,0 +1,56 @@
+"""A version in a session of a process of its own.
+
+`python -m keras_bn.profiling.session_process VERSION THREADS` reads a line of JSON for each setting to
+measure from standard input, and writes the measurement as a line of JSON to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import tensorflow as tf
+
+from keras_bn.profiling.in_process import requests, resident
+from keras_bn.profiling.measurement import Setting, ask, measured
+
+
+def main(path: Path, threads: int) -> None:
+    """Measure what standard input asks for until it ends."""
+    # What TensorFlow prints must not come between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=threads,
+        inter_op_parallelism_threads=threads,
+        use_per_session_threads=True,
+    )
+    without_optimizer = (path / "assets.extra" / "saved_model_config.pb").exists()
+    config.graph_options.rewrite_options.disable_meta_optimizer = without_optimizer
+    with closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)) as session:
+        with session.graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
+        signature = meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY]
+        names = list(signature.inputs)
+        fetches = [info.name for info in signature.outputs.values()]
+        call = session.make_callable(fetches, [signature.inputs[name].name for name in names])
+        del meta_graph
+        for line in sys.stdin:
+            asked = json.loads(line)
+            setting = Setting(**asked["setting"])
+            rows = min(setting.batch_size, setting.clients)
+            request = requests(path, rows)
+            values = [request[name] for name in names]
+            latencies, throughput = ask(
+                lambda values=values: call(*values), setting.clients // rows, asked["seconds"], rows
+            )
+            found = measured(setting, latencies, throughput, resident(os.getpid()))
+            print(json.dumps(asdict(found)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,89 @@
+"""Weights as constants or variables: the same answers, and what is a variable."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_bn
+from keras_bn.saving import plain_graph
+from keras_bn.saving.session import servable
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def network(name="conv"):
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(16, 3, name=name, activation="relu")(inputs)
+    x = layers.BatchNormalization()(layers.Conv2D(16, 3)(x))
+    return keras.Model(inputs, layers.Dense(3, name="scores")(layers.GlobalAveragePooling2D()(x)))
+
+
+def ask(path, images):
+    with servable(path, "serving_default") as served:
+        return served.run({"image": images})["scores"]
+
+
+def variables(path):
+    """The shapes of the variables of a version."""
+    if not (path / "variables").exists():
+        return []
+    return sorted(tuple(shape) for _, shape in tf.train.list_variables(str(path / "variables" / "variables")))
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Let every graph be large."""
+    monkeypatch.setattr(plain_graph, "LARGEST_OPTIMIZED", 0)
+    monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 0)
+    monkeypatch.setattr(plain_graph, "LARGEST_FUSED", 0)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+# The kernels sum in other orders; bfloat16 has 8 bits.
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_answers_are_those_of_the_model(tmp_path, large, fused, precision, tolerance):
+    model, images = network(), normal(5, 8, 8, 3)
+    path = keras_bn.export(model, tmp_path, examples=images, fused=fused, precision=precision)
+    assert (3, 3, 16, 16) in variables(path) and (16, 3) in variables(path)
+    expected = model.predict(images, verbose=0)
+    scale = np.abs(expected).max()
+    for batch in (images, images[:1]):
+        np.testing.assert_allclose(ask(path, batch), expected[: len(batch)], rtol=0, atol=tolerance * scale)
+
+
+def test_the_largest_are_variables_and_those_of_products_before_them(tmp_path, large, monkeypatch):
+    monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 4 * 3 * 3 * 3 * 16 + 1000)
+    path = keras_bn.export(network(), tmp_path)
+    assert variables(path) == [(3, 3, 16, 16), (16, 3)]
+
+
+def test_a_small_graph_has_constants_and_the_optimizer(tmp_path):
+    path = keras_bn.export(network(), tmp_path)
+    assert variables(path) == []
+    assert not (path / "assets.extra" / "saved_model_config.pb").exists()
+
+
+def test_without_the_optimizer_where_constants_are_large(tmp_path, large):
+    path = keras_bn.export(network(), tmp_path)
+    # session_overrides { disable_meta_optimizer: true }
+    assert (path / "assets.extra" / "saved_model_config.pb").read_bytes() == b"\x0a\x02\x18\x01"
+
+
+def test_layers_may_be_called_as_the_variables_are(tmp_path, large):
+    model, images = network(name="weights"), normal(2, 8, 8, 3)
+    path = keras_bn.export(model, tmp_path, examples=images)
+    np.testing.assert_allclose(ask(path, images), model.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
+
+
+def test_other_loaders_of_tensorflow_read_it(tmp_path, large):
+    model, images = network(), normal(2, 8, 8, 3)
+    path = keras_bn.export(model, tmp_path)
+    expected = model.predict(images, verbose=0)
+    loaded = tf.saved_model.load(str(path)).signatures["serving_default"]
+    layer = layers.TFSMLayer(str(path), call_endpoint="serving_default")
+    for answer in (loaded(tf.constant(images)), layer(images)):
+        np.testing.assert_allclose(answer["scores"], expected, rtol=1e-4, atol=1e-5)
