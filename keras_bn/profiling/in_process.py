@@ -41,13 +41,14 @@ def engine(path: Path, setting: Setting) -> Iterator[Callable[[Setting, float], 
             text=True,
             env=_environment(),
         )
-        assert process.stdin is not None and process.stdout is not None
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None and answers is not None
 
         def measure(asked: Setting, seconds: float) -> Measurement:
             question = json.dumps({"setting": asdict(asked), "seconds": seconds})
             try:
-                print(question, file=process.stdin, flush=True)
-                answer = process.stdout.readline()
+                print(question, file=questions, flush=True)
+                answer = answers.readline()
             except BrokenPipeError:
                 answer = ""
             if not answer:

@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
@@ -44,10 +45,8 @@ def main(path: Path, threads: int) -> None:
             setting = Setting(**asked["setting"])
             rows = min(setting.batch_size, setting.clients)
             request = requests(path, rows)
-            values = [request[name] for name in names]
-            latencies, throughput = ask(
-                lambda values=values: call(*values), setting.clients // rows, asked["seconds"], rows
-            )
+            run = partial(call, *(request[name] for name in names))
+            latencies, throughput = ask(run, setting.clients // rows, asked["seconds"], rows)
             found = measured(setting, latencies, throughput, resident(os.getpid()))
             print(json.dumps(asdict(found)), file=answers, flush=True)
 
