@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,22 +44,23 @@ def engine(path: Path, setting: Setting) -> Iterator[Callable[[Setting, float], 
         questions, answers = process.stdin, process.stdout
         assert questions is not None and answers is not None
 
-        def measure(asked: Setting, seconds: float) -> Measurement:
-            question = json.dumps({"setting": asdict(asked), "seconds": seconds})
-            try:
-                print(question, file=questions, flush=True)
-                answer = answers.readline()
-            except BrokenPipeError:
-                answer = ""
-            if not answer:
+        def answer() -> str:
+            line = answers.readline()
+            if not line:
                 process.wait()
                 log.seek(0)
                 last = log.read().strip().splitlines()[-1:]
                 raise KerasBNError(f"{path} could not be run: {' '.join(last)}")
-            found = json.loads(answer)
+            return line
+
+        def measure(asked: Setting, seconds: float) -> Measurement:
+            with suppress(BrokenPipeError):
+                print(json.dumps({"setting": asdict(asked), "seconds": seconds}), file=questions, flush=True)
+            found = json.loads(answer())
             return Measurement(**{**found, "setting": Setting(**found["setting"])})
 
         try:
+            answer()
             yield measure
         finally:
             process.kill()

@@ -1,7 +1,8 @@
 """A version in a session of a process of its own.
 
-`python -m keras_bn.profiling.session_process VERSION THREADS` reads a line of JSON for each setting to
-measure from standard input, and writes the measurement as a line of JSON to standard output.
+`python -m keras_bn.profiling.session_process VERSION THREADS` writes the line "ready" to standard output when
+it has loaded the version. Then it reads a line of JSON for each setting to measure from standard input, and
+writes the measurement as a line of JSON.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main(path: Path, threads: int) -> None:
         fetches = [info.name for info in signature.outputs.values()]
         call = session.make_callable(fetches, [signature.inputs[name].name for name in names])
         del meta_graph
+        print("ready", file=answers, flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
             setting = Setting(**asked["setting"])

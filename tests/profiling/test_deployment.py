@@ -80,7 +80,7 @@ def test_comments_and_other_services_are_kept(folder):
         for old, new in zip(before[file].splitlines(), after[file].splitlines(), strict=False)
         if old != new and file.name != "batching.config"
     }
-    assert all(re.search("cpus?:|mem_limit|memory", old) for old, new in changed)
+    assert all(re.search("cpus?:|mem_limit|memory|parallelism", old) for old, new in changed)
     for file in before:
         comments = [line for line in before[file].splitlines() if line.lstrip().startswith("#")]
         assert comments == [line for line in after[file].splitlines() if line.lstrip().startswith("#")]
