@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import keras
 import numpy as np
@@ -58,20 +59,23 @@ _RUNS = 10
 
 
 def operations(run: tf.compat.v1.Session, fed: str, fetched: str, value: np.ndarray) -> Counter[str]:
-    """Seconds per run of each operation of a graph, by the name of its kernel."""
+    """Seconds per run (median) of each operation of a graph, by the name of its kernel."""
     options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
     for _ in range(3):
         run.run(fetched, {fed: value})
-    seconds: Counter[str] = Counter()
+    runs: list[Counter[str]] = []
     for _ in range(_RUNS):
         metadata = tf.compat.v1.RunMetadata()
         run.run(fetched, {fed: value}, options=options, run_metadata=metadata)
+        seconds: Counter[str] = Counter()
         for device in metadata.step_stats.dev_stats:
             for node in device.node_stats:
                 # "name = Kernel(inputs)"
                 kernel = node.timeline_label.partition(" = ")[2].partition("(")[0]
-                seconds[kernel] += (node.op_end_rel_nanos - node.op_start_rel_nanos) / 1e9 / _RUNS
-    return seconds
+                seconds[kernel] += (node.op_end_rel_nanos - node.op_start_rel_nanos) / 1e9
+        runs.append(seconds)
+    # An interruption of the process falls into one run of one operation.
+    return Counter({kernel: median(each[kernel] for each in runs) for kernel in runs[0]})
 
 
 def by_kind(seconds: Counter[str]) -> Counter[str]:
