@@ -235,9 +235,13 @@ def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
         counts = ops.broadcast_to(counts, ops.shape(means[:, :1]))
         return Moments(counts, ops.where(counts > 0, means, 0), ops.zeros_like(means[:1]))
     positions = [a for a in range(rank) if a != axis][1:]
+    # XLA joins sums of sums to one long sum, which rounds more; what its mean lacks is added.
+    xla = keras.backend.backend() == "jax"
     if weights is None:
         counts = value_count(values, positions)
         means = summed(values, positions) / counts
+        if xla:
+            means = means + summed(values - means, positions) / counts
         variances = summed(squared_difference(values, means), positions) / counts
         counts = ops.ones_like(ops.take(means, [0], axis)) * counts
     else:
@@ -245,6 +249,9 @@ def row_moments(values: Any, axis: int = -1, mask: Any = None) -> Moments:
         counts = summed(weights, positions)
         values = ops.where(weights > 0, values, 0)
         means = summed(values, positions) / ops.maximum(counts, 1)
+        if xla:
+            rest = ops.where(weights > 0, values - means, 0)
+            means = means + summed(rest, positions) / ops.maximum(counts, 1)
         squares = ops.where(weights > 0, squared_difference(values, means), 0)
         variances = summed(squares, positions) / ops.maximum(counts, 1)
     rows = [ops.squeeze(each, positions) for each in (counts, means, variances)]
