@@ -132,9 +132,8 @@ def _check(served: Servable, batch: Tensors, what: str) -> Checked:
 
 
 def _compositions(batch: Tensors, batch_size: int | None) -> Iterator[tuple[str, Tensors, slice, slice]]:
-    """Requests that hold rows of `batch` among others: what was done, the request, where the rows are in it
-    and
-    where in `batch`."""
+    """Requests that hold rows of `batch` among others: what was done, the request, where the rows are in it,
+    and where they are in `batch`."""
     count = _count(batch)
     everything = slice(None)
     yield (
@@ -185,8 +184,7 @@ def _others(batch: Tensors, row: int) -> Iterator[tuple[str, Tensors | None]]:
 
 
 def _replaced(batch: Tensors, row: int, function: Any, kind: type) -> Tensors | None:
-    """`batch` with `function` of each input of a kind in place of all rows but one; None without such
-    inputs."""
+    """`batch` with `function` of each input of a kind in place of all rows but one, or None."""
     replaced = {}
     for name, values in batch.items():
         floating = _is_floating(values) and kind is not np.integer
