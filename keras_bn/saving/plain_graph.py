@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.core.framework import graph_pb2, node_def_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
@@ -24,7 +26,12 @@ LARGEST_FUSED = 2**20
 _NO_OPTIMIZER = b"\x0a\x02\x18\x01"
 
 
-def write_plain_graph(meta_graph: meta_graph_pb2.MetaGraphDef, folder: Path, fused: bool) -> None:
+def write_plain_graph(
+    meta_graph: meta_graph_pb2.MetaGraphDef,
+    folder: Path,
+    fused: bool,
+    variables: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
     """Write `meta_graph` into `folder`.
 
     A graph of more than `LARGEST_OPTIMIZED` bytes is loaded without TensorFlow's optimizer, and its constants
@@ -36,10 +43,12 @@ def write_plain_graph(meta_graph: meta_graph_pb2.MetaGraphDef, folder: Path, fus
         folder: An empty folder.
         fused: Whether the operations are fused already (`fuse`). Such a graph needs no optimizer, and packs
             filters once even if they are variables, so all weights are.
+        variables: The values of placeholders that become variables.
     """
     graph = meta_graph.graph_def
     constants = {node.name: _bytes(node) for node in graph.node if node.op == "Const"}
-    optimized = not fused and sum(constants.values()) <= LARGEST_OPTIMIZED
+    values = dict(variables or {})
+    optimized = not fused and not values and sum(constants.values()) <= LARGEST_OPTIMIZED
     names: set[str] = set()
     if not optimized:
         products = {tensor_name(node.input[1]) for node in graph.node if node.op == "MatMul"}
@@ -48,8 +57,11 @@ def write_plain_graph(meta_graph: meta_graph_pb2.MetaGraphDef, folder: Path, fus
             left -= constants[name]
             if left < 0:
                 names.add(name)
-    if names:
-        _write_with_variables(meta_graph, names, folder)
+    for node in graph.node:
+        if node.name in names:
+            values[node.name] = tf.make_ndarray(node.attr["value"].tensor)
+    if values:
+        _write_with_variables(meta_graph, values, folder)
     else:
         saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
         (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
@@ -62,20 +74,18 @@ def _bytes(constant: node_def_pb2.NodeDef) -> int:
     return int(constant.attr["value"].tensor.ByteSize())
 
 
-def _write_with_variables(meta_graph: meta_graph_pb2.MetaGraphDef, names: set[str], folder: Path) -> None:
-    """Write the constants `names` as variables."""
+def _write_with_variables(
+    meta_graph: meta_graph_pb2.MetaGraphDef, values: Mapping[str, NDArray[Any]], folder: Path
+) -> None:
+    """Write variables with `values` in place of the nodes with these names."""
     graph = meta_graph.graph_def
     rest = graph_pb2.GraphDef(versions=graph.versions, library=graph.library)
-    rest.node.extend(node for node in graph.node if node.name not in names)
+    rest.node.extend(node for node in graph.node if node.name not in values)
     scope = "weights"
     while any(node.name.startswith(f"{scope}/") for node in graph.node):
         scope += "_"
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        reads = {}
-        for node in graph.node:
-            if node.name in names:
-                value = tf.make_ndarray(node.attr["value"].tensor)
-                reads[f"{node.name}:0"] = _variable(f"{scope}/{node.name}", value, session)
+        reads = {f"{name}:0": _variable(f"{scope}/{name}", value, session) for name, value in values.items()}
         tf.import_graph_def(rest, name="", input_map=reads)
         builder = tf.compat.v1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(
@@ -84,7 +94,7 @@ def _write_with_variables(meta_graph: meta_graph_pb2.MetaGraphDef, names: set[st
         builder.save()
 
 
-def _variable(name: str, value: np.ndarray, session: tf.compat.v1.Session) -> tf.Tensor:
+def _variable(name: str, value: NDArray[Any], session: tf.compat.v1.Session) -> tf.Tensor:
     """A variable with `value`, as what is read of it. The graph does not hold the value."""
     zeros = tf.zeros(value.shape, value.dtype, name=f"{name}/zeros")
     variable = tf.compat.v1.Variable(zeros, trainable=False, use_resource=True, name=name)

@@ -7,11 +7,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
-from keras_bn.saving.constants import fold_constants
+from keras_bn.saving.constants import fold_constants, tensor_name
 from keras_bn.saving.depthwise import write_depthwise
 from keras_bn.saving.graph_fold import fold_graph
 from keras_bn.saving.graph_fusion import give_biases, keep_slopes, skip_identities
@@ -97,10 +98,11 @@ def _with_constants(model: keras.Model, signature: Signature) -> Callable[..., d
         left -= value.nbytes
         if left < 0:
             break
-        constants.append((variable, value))
+        # A tensor from outside the function is an input of it, and no copy is in its graph.
+        constants.append((variable, tf.constant(value) if value.nbytes > LARGEST_OPTIMIZED else value))
 
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        replaced = [(variable, tf.constant(value)) for variable, value in constants]
+        replaced = [(variable, tf.convert_to_tensor(value)) for variable, value in constants]
         before = {id(variable): constant for variable, constant in replaced}
         with keras.StatelessScope(state_mapping=replaced) as scope:
             outputs = signature.call(*tensors)
@@ -122,7 +124,11 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     outputs = dict(zip(sorted(signature.outputs), serve.outputs, strict=True))
     signatures = {SERVING_DEFAULT: _signature(inputs, outputs)}
     fetches = [tensor.name for tensor in outputs.values()]
-    graph, folded = fold_constants(_graph(serve), fetches), 0
+    graph, captured = serve.graph.as_graph_def(), _captured(serve)
+    # In bfloat16 weights are cast, and fusing has to know that they are constants.
+    variables = {} if options.bfloat16 or options.fused else _large(graph, captured)
+    _fill(graph, {name: tensor for name, tensor in captured.items() if name not in variables})
+    graph, folded = fold_constants(graph, fetches), 0
     write_depthwise(graph)
     if options.fold:
         graph, folded = fold_graph(graph, fetches)
@@ -143,14 +149,31 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     guard(meta_graph)
     if options.fused:
         meta_graph.graph_def.CopyFrom(fuse(meta_graph))
-    write_plain_graph(meta_graph, folder, options.fused)
+    write_plain_graph(meta_graph, folder, options.fused, variables)
     return folded
 
 
-def _graph(function: Any) -> graph_pb2.GraphDef:
-    """The graph of a traced function, with the tensors that it captured as constants."""
-    graph = function.graph.as_graph_def()
-    captured = {inner.op.name: outer for outer, inner in function.graph.captures}
+def _captured(function: Any) -> dict[str, tf.Tensor]:
+    """The tensors from outside that a traced function reads, by the placeholders that stand for them."""
+    return {inner.op.name: outer for outer, inner in function.graph.captures}
+
+
+def _large(graph: graph_pb2.GraphDef, captured: Named) -> dict[str, NDArray[Any]]:
+    """The large ones of `captured` that only matrix products read.
+
+    As variables they take as long, and the graph is rewritten, which copies constants, without them.
+    """
+    values = {name: tensor.numpy() for name, tensor in captured.items()}
+    large = {name: value for name, value in values.items() if value.nbytes > LARGEST_OPTIMIZED}
+    for node in graph.node:
+        for position, read in enumerate(node.input):
+            if not (node.op == "MatMul" and position == 1):
+                large.pop(tensor_name(read), None)
+    return large
+
+
+def _fill(graph: graph_pb2.GraphDef, captured: Named) -> None:
+    """Replace placeholders by constants."""
     for node in graph.node:
         if node.name in captured:
             value = tf.make_tensor_proto(captured[node.name].numpy())
@@ -158,7 +181,6 @@ def _graph(function: Any) -> graph_pb2.GraphDef:
             node.attr.clear()
             node.attr["dtype"].type = value.dtype
             node.attr["value"].tensor.CopyFrom(value)
-    return graph
 
 
 def _signature(inputs: Named, outputs: Named) -> meta_graph_pb2.SignatureDef:
@@ -180,9 +202,11 @@ def _decoding_before(
     """Let the decoder feed the placeholder `pixels` where no request does; return the decoder's own."""
     rest = graph_pb2.GraphDef(versions=graph.versions, library=graph.library)
     rest.node.extend(node for node in graph.node if node.name != pixels.op.name)
+    decoding = decode.graph.as_graph_def()
+    _fill(decoding, _captured(decode))
     with tf.Graph().as_default() as joined:
         image_bytes, decoded = tf.import_graph_def(
-            _graph(decode),
+            decoding,
             name=SERVING_IMAGE,
             return_elements=[decode.inputs[0].name, decode.outputs[0].name],
         )

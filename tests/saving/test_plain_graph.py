@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_bn
-from keras_bn.saving import plain_graph
+from keras_bn.saving import plain_graph, saved_model
 from keras_bn.saving.session import servable
 
 
@@ -38,6 +38,7 @@ def variables(path):
 def large(monkeypatch):
     """Let every graph be large."""
     monkeypatch.setattr(plain_graph, "LARGEST_OPTIMIZED", 0)
+    monkeypatch.setattr(saved_model, "LARGEST_OPTIMIZED", 0)
     monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 0)
     monkeypatch.setattr(plain_graph, "LARGEST_FUSED", 0)
 
@@ -87,3 +88,22 @@ def test_other_loaders_of_tensorflow_read_it(tmp_path, large):
     layer = layers.TFSMLayer(str(path), call_endpoint="serving_default")
     for answer in (loaded(tf.constant(images)), layer(images)):
         np.testing.assert_allclose(answer["scores"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_cast_are_constants(tmp_path, large, monkeypatch):
+    monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 2**20)
+    inputs = keras.Input((12,), name="image")
+    scores = layers.Dense(3, dtype="mixed_bfloat16")(layers.Dense(8)(inputs))
+    model = keras.Model(inputs, {"scores": layers.Activation("linear", dtype="float32")(scores)})
+    path, x = keras_bn.export(model, tmp_path), normal(4, 12)
+    assert variables(path) == [(12, 8)]
+    np.testing.assert_allclose(ask(path, x), model.predict(x, verbose=0)["scores"], atol=0.02)
+
+
+def test_tables_beside_large_weights(tmp_path, large):
+    words = keras.Input((2,), dtype="string", name="image")
+    numbers = layers.StringLookup(vocabulary=["a", "b", "c"])(words)
+    x = layers.Flatten()(layers.Embedding(4, 5)(numbers))
+    model, x = keras.Model(words, {"scores": layers.Dense(3)(x)}), np.array([["a", "c"], ["b", "?"]])
+    path = keras_bn.export(model, tmp_path, examples=x)
+    np.testing.assert_allclose(ask(path, x), model(tf.constant(x))["scores"], rtol=1e-5)
