@@ -224,9 +224,9 @@ class Manager:
                 error = error or CancelledError("Loading was cancelled: it is no longer wanted")
                 break
             try:
-                with self._loading:
+                with self._loading, memory.of_models():
                     loaded, error = self._load(name, version.path), None
-                memory.give_back()  # what loading took, copies of the graph above all
+                    memory.give_back()  # what loading took, copies of the graph above all
                 _log.info("Successfully loaded %s", who)
                 break
             except Exception as failure:
@@ -240,12 +240,13 @@ class Manager:
     def _unload(self, name: str, model: _Model, version: Version) -> None:
         with self._changed:
             self._changed.wait_for(lambda: version.in_flight == 0)
-        try:
-            version.loaded.close()
-        except Exception as error:
-            _log.error("Closing version %d of %s failed: %s", version.number, name, from_exception(error))
-        version.loaded = None
-        memory.give_back()
+        with memory.of_models():
+            try:
+                version.loaded.close()
+            except Exception as error:
+                _log.error("Closing version %d of %s failed: %s", version.number, name, from_exception(error))
+            version.loaded = None
+            memory.give_back()
         _log.info("Done unloading servable version {name: %s version: %d}", name, version.number)
         with self._changed:
             version.state, version.may_return = END, True

@@ -19,6 +19,7 @@ import openvino as ov
 from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
+from keras_bn_serving.local_server import memory
 from keras_bn_serving.local_server.engines.engine import Options
 from keras_bn_serving.local_server.engines.tensorflow import TensorFlow
 from keras_bn_serving.wire.errors import DeadlineExceededError
@@ -94,7 +95,8 @@ class OpenVino:
     def _fallback(self) -> TensorFlow:
         with self._lock:
             if self._tensorflow is None:
-                self._tensorflow = TensorFlow(self._path, self._options)
+                with memory.of_models():
+                    self._tensorflow = TensorFlow(self._path, self._options)
             return self._tensorflow
 
 
@@ -170,7 +172,8 @@ class _Compiled:
     """A compiled network, and its requests that are free."""
 
     def __init__(self, model: ov.Model, config: dict[str, str]) -> None:
-        self._compiled = ov.Core().compile_model(model, "CPU", config)
+        with memory.of_models():  # a request may be what brings this about
+            self._compiled = ov.Core().compile_model(model, "CPU", config)
         self._free: list[ov.InferRequest] = []
 
     def run(
