@@ -11,7 +11,7 @@ import keras
 import pytest
 
 import keras_bn
-from keras_bn.saving.saved_model import LARGEST_CONSTANTS
+from keras_bn.saving.plain_graph import LARGEST_CONSTANTS
 from keras_bn_serving.local_server import launch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
