@@ -9,6 +9,7 @@ version would lie in the arena of the thread that happened to load it, and those
 import contextlib
 import ctypes
 import gc
+import os
 import threading
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ with contextlib.suppress(OSError, AttributeError, TypeError):
     _trim = ctypes.CDLL(None).malloc_trim
     _set_option = ctypes.CDLL(None).mallopt
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_CHOSEN = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
 _MIB = 1 << 20
 _MOST_MAPPED = 32 * _MIB  # the highest that glibc accepts, and to which it goes by itself
 
@@ -50,7 +52,8 @@ def _hold(change: int) -> None:
     global _held
     with _lock:
         _held += change
-        if _set_option is not None:
+        # Settings of the operator, which glibc takes from there, stay.
+        if _set_option is not None and not _CHOSEN & os.environ.keys():
             size = _MIB if _held else _MOST_MAPPED
             _set_option(_MMAP_THRESHOLD, size)
             _set_option(_TRIM_THRESHOLD, 2 * size)  # the ratio that glibc keeps

@@ -50,3 +50,11 @@ def test_of_several_at_once_the_last_to_end_counts() -> None:
             raise RuntimeError("a load that failed")
         assert mapped(16 << 20)
     assert not mapped(16 << 20)
+
+
+def test_a_choice_of_the_operator_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with memory.of_models():
+        pass  # from here on, 16 MiB are not mapped
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
+    with memory.of_models():
+        assert not mapped(16 << 20)
