@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.certify.families import efficientnet_v2
+from keras_bn.profiling.session_process import load
 
 
 def keras_hub_efficientnet() -> keras.Model:
@@ -59,23 +60,10 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 
 def session(path: Path, threads: int) -> tuple[tf.compat.v1.Session, str, str]:
-    """A session with a version, and the names of its input and its output.
-
-    A server heeds `assets.extra/saved_model_config.pb`, which keras_bn writes to leave out the optimizer.
-    """
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=threads,
-        inter_op_parallelism_threads=threads,
-        use_per_session_threads=True,
-    )
-    without_optimizer = (path / "assets.extra" / "saved_model_config.pb").exists()
-    config.graph_options.rewrite_options.disable_meta_optimizer = without_optimizer
-    opened = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-    with opened.graph.as_default():
-        meta_graph = tf.compat.v1.saved_model.load(opened, ["serve"], str(path))
-    signature = meta_graph.signature_def["serving_default"]
-    (fed,), (fetched,) = signature.inputs.values(), signature.outputs.values()
-    return opened, fed.name, fetched.name
+    """A session with a version, and the names of its input and its output."""
+    opened, inputs, outputs = load(path, threads)
+    (fed,), (fetched,) = inputs.values(), outputs.values()
+    return opened, fed, fetched
 
 
 def runs(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:

@@ -21,11 +21,11 @@ from keras_bn.profiling.in_process import requests, resident
 from keras_bn.profiling.measurement import Setting, ask, measured
 
 
-def main(path: Path, threads: int) -> None:
-    """Measure what standard input asks for until it ends."""
-    # What TensorFlow prints must not come between the answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def load(path: Path, threads: int) -> tuple[tf.compat.v1.Session, dict[str, str], dict[str, str]]:
+    """A session with a version, and the tensors that are its inputs and outputs, by name.
+
+    A server heeds `assets.extra/saved_model_config.pb`, which keras_bn writes to leave out the optimizer.
+    """
     config = tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=threads,
         inter_op_parallelism_threads=threads,
@@ -33,21 +33,32 @@ def main(path: Path, threads: int) -> None:
     )
     without_optimizer = (path / "assets.extra" / "saved_model_config.pb").exists()
     config.graph_options.rewrite_options.disable_meta_optimizer = without_optimizer
-    with closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)) as session:
-        with session.graph.as_default():
-            meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
-        signature = meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY]
-        names = list(signature.inputs)
-        fetches = [info.name for info in signature.outputs.values()]
-        call = session.make_callable(fetches, [signature.inputs[name].name for name in names])
-        del meta_graph
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    with session.graph.as_default():
+        meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
+    signature = meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY]
+    # No part of the meta graph, which would stay in memory with it.
+    inputs, outputs = (
+        {name: info.name for name, info in infos.items()} for infos in (signature.inputs, signature.outputs)
+    )
+    return session, inputs, outputs
+
+
+def main(path: Path, threads: int) -> None:
+    """Measure what standard input asks for until it ends."""
+    # What TensorFlow prints must not come between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    session, inputs, outputs = load(path, threads)
+    with closing(session):
+        call = session.make_callable(list(outputs.values()), list(inputs.values()))
         print("ready", file=answers, flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
             setting = Setting(**asked["setting"])
             rows = min(setting.batch_size, setting.clients)
             request = requests(path, rows)
-            run = partial(call, *(request[name] for name in names))
+            run = partial(call, *(request[name] for name in inputs))
             latencies, throughput = ask(run, setting.clients // rows, asked["seconds"], rows)
             found = measured(setting, latencies, throughput, resident(os.getpid()))
             print(json.dumps(asdict(found)), file=answers, flush=True)
