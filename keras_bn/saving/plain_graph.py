@@ -30,7 +30,7 @@ def write_plain_graph(
     meta_graph: meta_graph_pb2.MetaGraphDef,
     folder: Path,
     fused: bool,
-    variables: Mapping[str, NDArray[Any]] | None = None,
+    variables: Mapping[str, NDArray[Any]],
 ) -> None:
     """Write `meta_graph` into `folder`.
 
@@ -47,7 +47,7 @@ def write_plain_graph(
     """
     graph = meta_graph.graph_def
     constants = {node.name: _bytes(node) for node in graph.node if node.op == "Const"}
-    values = dict(variables or {})
+    values = dict(variables)
     optimized = not fused and not values and sum(constants.values()) <= LARGEST_OPTIMIZED
     names: set[str] = set()
     if not optimized:

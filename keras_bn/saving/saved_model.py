@@ -163,13 +163,16 @@ def _large(graph: graph_pb2.GraphDef, captured: Named) -> dict[str, NDArray[Any]
 
     As variables they take as long, and the graph is rewritten, which copies constants, without them.
     """
-    values = {name: tensor.numpy() for name, tensor in captured.items()}
-    large = {name: value for name, value in values.items() if value.nbytes > LARGEST_OPTIMIZED}
+    large = {
+        name: tensor
+        for name, tensor in captured.items()
+        if tensor.dtype.size * tensor.shape.num_elements() > LARGEST_OPTIMIZED
+    }
     for node in graph.node:
         for position, read in enumerate(node.input):
             if not (node.op == "MatMul" and position == 1):
                 large.pop(tensor_name(read), None)
-    return large
+    return {name: tensor.numpy() for name, tensor in large.items()}
 
 
 def _fill(graph: graph_pb2.GraphDef, captured: Named) -> None:

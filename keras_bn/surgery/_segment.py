@@ -60,7 +60,7 @@ class Segment:
         watch: observe the layers in `steps` too.
         output: what an observed layer in `steps` gives; None for what it gives at inference.
         sampled: take samples too.
-            compiles: False to run it as it stands.
+        compiles: False to run it as it stands.
     """
 
     def __init__(

@@ -41,14 +41,12 @@ def batch_norm(
 
     def with_analytic(always_shifted: bool = False) -> tuple[Any, Moments]:
         as_gamma = tf.cast(x, gamma.dtype)
-        return like_fused(analytic.batch_norm(as_gamma, gamma, beta, epsilon, axis, mask, always_shifted))
+        y, moments = analytic.batch_norm(as_gamma, gamma, beta, epsilon, axis, mask, always_shifted)
+        # In the dtype of the kernel's outputs, since a graph may choose between the two in each step.
+        return tf.cast(y, x.dtype) if x.dtype.size == 2 else y, moments
 
     def with_shifted() -> tuple[Any, Moments]:
         return with_analytic(always_shifted=True)
-
-    def like_fused(result: tuple[Any, Moments]) -> tuple[Any, Moments]:
-        """Outputs in the dtype of the kernel's, since a graph may choose between the two in each step."""
-        return tf.cast(result[0], x.dtype) if x.dtype.size == 2 else result[0], result[1]
 
     if compiles_with_xla():
         small = _likely_size(x.shape, _BATCHES[1]) < _LARGE_MATRIX_IN_XLA
