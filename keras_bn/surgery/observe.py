@@ -52,11 +52,7 @@ class Observer:
         compiles: bool = True,
     ) -> None:
         self._model, self._layers = model, list(layers)
-        self._options: dict[str, Any] = {
-            "output": output,
-            "sampled": sampled,
-            "compiles": compiles,
-        }
+        self._options: dict[str, Any] = {"output": output, "sampled": sampled, "compiles": compiles}
         self.program = program(model, example)
         self.unseen: dict[keras.Layer, str] = {}
         self.samples: dict[keras.Layer, NDArray[np.floating]] = {}
