@@ -108,11 +108,8 @@ class _Network:
         self._config = config
         self._dtypes = {info.name: _DTYPES[info.dtype] for info in signature.inputs.values()}
         self._shapes = {info.name: _shape(info) for info in signature.inputs.values()}
-        aliases = {info.name: alias for alias, info in signature.inputs.items()}
-        self._inputs = {name: model.input(alias).get_index() for name, alias in aliases.items()}
-        self._outputs = {
-            info.name: model.output(alias).get_index() for alias, info in signature.outputs.items()
-        }
+        self._inputs = _positions(model.inputs, signature.inputs)
+        self._outputs = _positions(model.outputs, signature.outputs)
         # A placeholder may leave open what the signature says.
         model.reshape({self._inputs[name]: ov.PartialShape(shape) for name, shape in self._shapes.items()})
         self._lock = threading.Lock()
@@ -195,6 +192,17 @@ class _Compiled:
         arrays = [np.array(request.get_output_tensor(index).data) for index in outputs]
         self._free.append(request)
         return arrays
+
+
+def _positions(
+    ports: Sequence[ov.Output], tensors: Mapping[str, meta_graph_pb2.TensorInfo]
+) -> dict[str, int]:
+    """The positions of a signature's tensors, by tensor name, among the inputs or outputs of a model.
+
+    OpenVINO names them by the signature's aliases. The index that a port itself has is that of its node.
+    """
+    positions = {name: position for position, port in enumerate(ports) for name in port.get_names()}
+    return {info.name: positions[alias] for alias, info in tensors.items()}
 
 
 def _key(feeds: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], ...]:

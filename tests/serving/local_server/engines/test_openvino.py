@@ -79,6 +79,32 @@ def test_answers_stay_when_later_requests_come(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.parametrize("aliases", ["ab", "ba"])
+def test_inputs_and_outputs_keep_their_places(tmp_path: Path, aliases: str) -> None:
+    def build() -> dict:
+        x, y = (tf.compat.v1.placeholder(tf.float32, [None, 3], name) for name in "yx")
+        outputs = [tf.subtract(x, 2 * y), tf.identity(x), tf.exp(y)]
+        names = [*aliases, "c"]
+        return {
+            "serving_default": make_models.sig(
+                dict(zip(aliases, (x, y), strict=True)), dict(zip(names, outputs, strict=True))
+            )
+        }
+
+    make_models.write_graph(str(tmp_path / "1"), build)
+    engine = openvino.OpenVino(str(tmp_path / "1"), OPTIONS)
+    reference = TensorFlow(str(tmp_path / "1"), Options())
+    signature = engine.signatures["serving_default"]
+    for batch in (1, 2):  # a network for one row, and one for any number of them
+        feeds = {info.name: RNG.normal(size=(batch, 3)).astype("f4") for info in signature.inputs.values()}
+        for keys in ("abc", "ca", "b"):
+            fetches = [signature.outputs[key].name for key in keys]
+            found, expected = engine.run(feeds, fetches), reference.run(feeds, fetches)
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert not by_tensorflow(engine)
+
+
 @pytest.mark.parametrize(
     "shape", [(8, 8, 3), (1, 8, 8, 4), (1, 4, 4, 3), (0, 8, 8, 3), (1, 1, 8, 8, 3)], ids=str
 )
