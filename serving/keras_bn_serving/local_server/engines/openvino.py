@@ -1,38 +1,29 @@
 """OpenVINO as an engine: a SavedModel's signatures compiled for the processor.
 
-What OpenVINO cannot read, or would answer otherwise than TensorFlow (it checks neither indices nor numbers,
-and keeps no state), is left to TensorFlow, as are requests of other shapes than a signature declares: their
-errors are TensorFlow's then. TensorFlow's session is loaded when it is first needed.
+What OpenVINO cannot read, or would answer otherwise than TensorFlow (`openvino_differences.py`), is left to
+TensorFlow. So are requests of other shapes than a signature declares, whose errors are TensorFlow's then, and
+requests with NaN or infinities, which OpenVINO's activations make numbers of. TensorFlow's session is loaded
+when it is first needed.
 """
 
-import itertools
 import logging
 import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import openvino as ov
-from tensorflow.core.framework import graph_pb2, node_def_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn_serving.local_server import memory
 from keras_bn_serving.local_server.engines.engine import Options
+from keras_bn_serving.local_server.engines.openvino_differences import DTYPES, reason_against
 from keras_bn_serving.local_server.engines.tensorflow import TensorFlow
 from keras_bn_serving.wire.errors import DeadlineExceededError
 
-SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
 _DEFAULT = "serving_default"
-# The plugin for processors computes in these; it would narrow 64-bit numbers.
-_DTYPES = {types_pb2.DT_FLOAT: np.dtype(np.float32), types_pb2.DT_UINT8: np.dtype(np.uint8)}
-_INTEGERS = {types_pb2.DT_INT8, types_pb2.DT_INT16, types_pb2.DT_INT32, types_pb2.DT_INT64}
-_DIVISIONS = {"Div", "FloorDiv", "FloorMod", "Mod", "TruncateDiv", "TruncateMod"}
-_GATHERS = {"Gather", "GatherNd", "GatherV2", "ResourceGather", "ResourceGatherNd"}
-_CHECKS = {"Assert", "CheckNumerics", "CheckNumericsV2"}
-_STATE = ("Assign", "ResourceScatter", "Scatter", "Stack", "TensorArray", "LookupTable", "HashTable")
 _OFTEN = 3  # times a shape must occur before a network is compiled for it alone
 _MOST_SHAPES = 4  # that have a network of their own: each has a copy of the weights
 _MOST_COUNTED = 1000
@@ -63,11 +54,11 @@ class OpenVino:
             if not signature.outputs:
                 continue
             try:
-                why = _reason_against(meta_graph.graph_def, signature)
+                why = reason_against(meta_graph.graph_def, signature)
                 if not why:
                     self._networks.append(_Network(_read(path, key), signature, config, key == _DEFAULT))
             except Exception as error:  # whatever its reader or its compiler stumbles over
-                why = " ".join(str(error).split())[:300]
+                why = _what_it_says(error)
             if why:
                 what = "Signature %s of %s is served by TensorFlow, not OpenVINO: %s"
                 _log.warning(what, key, path, why)
@@ -103,10 +94,12 @@ class OpenVino:
 class _Network:
     """A signature, compiled for the shapes that occur often, and for any shape when another occurs."""
 
-    def __init__(self, model: ov.Model, signature: SignatureDef, config: dict[str, str], now: bool) -> None:
+    def __init__(
+        self, model: ov.Model, signature: meta_graph_pb2.SignatureDef, config: dict[str, str], now: bool
+    ) -> None:
         self._model = model
         self._config = config
-        self._dtypes = {info.name: _DTYPES[info.dtype] for info in signature.inputs.values()}
+        self._dtypes = {info.name: DTYPES[info.dtype] for info in signature.inputs.values()}
         self._shapes = {info.name: _shape(info) for info in signature.inputs.values()}
         self._inputs = _positions(model.inputs, signature.inputs)
         self._outputs = _positions(model.outputs, signature.outputs)
@@ -123,7 +116,7 @@ class _Network:
             self.run(zeros, list(self._outputs))
 
     def answers(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> bool:
-        """Whether it has these inputs, of such shapes, and these outputs."""
+        """Whether it has these inputs, of such shapes and of finite numbers, and these outputs."""
         return (
             bool(fetches)
             and feeds.keys() == self._inputs.keys()
@@ -135,6 +128,7 @@ class _Network:
                 and all(
                     want in (-1, size) for want, size in zip(self._shapes[name], array.shape, strict=True)
                 )
+                and (array.dtype.kind != "f" or bool(np.isfinite(array).all()))
                 for name, array in feeds.items()
             )
         )
@@ -199,14 +193,23 @@ def _positions(
 ) -> dict[str, int]:
     """The positions of a signature's tensors, by tensor name, among the inputs or outputs of a model.
 
-    OpenVINO names them by the signature's aliases. The index that a port itself has is that of its node.
+    OpenVINO names them by the signature's aliases, but for an output that is an input. The index that a port
+    itself has is that of its node.
     """
     positions = {name: position for position, port in enumerate(ports) for name in port.get_names()}
+    if missing := tensors.keys() - positions.keys():
+        raise ValueError(f"{min(missing)} is an output that is an input")
     return {info.name: positions[alias] for alias, info in tensors.items()}
 
 
 def _key(feeds: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], ...]:
     return tuple(array.shape for _, array in sorted(feeds.items()))
+
+
+def _what_it_says(error: Exception) -> str:
+    """The part of OpenVINO's message that names the operations, if it does; else its beginning."""
+    said = " ".join(str(error).split()).partition(" To facilitate the conversion")[0]
+    return said.rpartition("Model wasn't fully converted. ")[2][:300]
 
 
 def _shape(info: meta_graph_pb2.TensorInfo) -> list[int]:
@@ -239,67 +242,3 @@ def _read(path: str, key: str) -> ov.Model:
         if os.path.isdir(os.path.join(path, "variables")):
             os.symlink(os.path.abspath(os.path.join(path, "variables")), os.path.join(folder, "variables"))
         return ov.Core().read_model(folder)
-
-
-def _reason_against(graph: graph_pb2.GraphDef, signature: SignatureDef) -> str:
-    """Why a signature's answers could differ from TensorFlow's; empty if there is no reason."""
-    for alias, info in itertools.chain(signature.inputs.items(), signature.outputs.items()):
-        if info.dtype not in _DTYPES:
-            return f"{alias} is of type {types_pb2.DataType.Name(info.dtype)}"
-    for alias, info in signature.inputs.items():
-        if info.tensor_shape.unknown_rank or not info.HasField("tensor_shape"):
-            return f"{alias} has no declared rank"
-        if (
-            not info.tensor_shape.dim
-        ):  # beside an input of open size, it answers from memory that is not its own
-            return f"{alias} is a scalar"
-    if not signature.inputs:
-        return "it has no inputs"
-    for node, scope in _reachable(graph, [info.name for info in signature.outputs.values()]):
-        if node.op.startswith(_STATE) or node.op in _CHECKS:
-            return f"it has an operation {node.op}"
-        if node.op in _DIVISIONS and node.attr["T"].type in _INTEGERS:
-            return f"it has an operation {node.op} of integers"
-        if node.op in _GATHERS:
-            indices = scope.get(_node_name(node.input[1]))
-            if indices is None or indices.op != "Const":
-                return f"it has an operation {node.op} with indices that are computed"
-    return ""
-
-
-Scope: TypeAlias = Mapping[str, node_def_pb2.NodeDef]
-
-
-def _reachable(
-    graph: graph_pb2.GraphDef, names: Sequence[str]
-) -> Iterator[tuple[node_def_pb2.NodeDef, Scope]]:
-    """The nodes that compute tensors, each with the nodes beside it by name; functions included."""
-    functions = {one.signature.name: one for one in graph.library.function}
-    scope = {node.name: node for node in graph.node}
-    waiting, seen = [_node_name(name) for name in names], set()
-    called: list[str] = []
-
-    def calls(node: node_def_pb2.NodeDef) -> Iterator[str]:
-        for attribute in node.attr.values():
-            yield from (one.name for one in (attribute.func, *attribute.list.func) if one.name)
-
-    while waiting:
-        name = waiting.pop()
-        if name not in seen and name in scope:
-            seen.add(name)
-            yield scope[name], scope
-            waiting += [_node_name(one) for one in scope[name].input]
-            called += calls(scope[name])
-    done: set[str] = set()
-    while called:
-        name = called.pop()
-        if name not in done and name in functions:
-            done.add(name)
-            inner = {node.name: node for node in functions[name].node_def}
-            for node in inner.values():
-                yield node, inner
-                called += calls(node)
-
-
-def _node_name(name: str) -> str:
-    return name.removeprefix("^").partition(":")[0]

@@ -79,15 +79,14 @@ def test_answers_stay_when_later_requests_come(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-@pytest.mark.parametrize("aliases", ["ab", "ba"])
-def test_inputs_and_outputs_keep_their_places(tmp_path: Path, aliases: str) -> None:
+@pytest.mark.parametrize("names", ["pqabc", "qpcba", "pqbca"])
+def test_inputs_and_outputs_keep_their_places(tmp_path: Path, names: str) -> None:
     def build() -> dict:
         x, y = (tf.compat.v1.placeholder(tf.float32, [None, 3], name) for name in "yx")
-        outputs = [tf.subtract(x, 2 * y), tf.identity(x), tf.exp(y)]
-        names = [*aliases, "c"]
+        outputs = [tf.subtract(x, 2 * y), tf.exp(x), tf.exp(y)]
         return {
             "serving_default": make_models.sig(
-                dict(zip(aliases, (x, y), strict=True)), dict(zip(names, outputs, strict=True))
+                dict(zip(names[:2], (x, y), strict=True)), dict(zip(names[2:], outputs, strict=True))
             )
         }
 
@@ -129,15 +128,40 @@ def test_other_shapes_are_tensorflow_s_to_judge(tmp_path: Path, shape: tuple[int
             lambda x: tf.gather(x, tf.cast(x[0, 0, 0], tf.int32), axis=1),
             "GatherV2 with indices that are computed",
         ),
-        (lambda x: x // 1 + tf.cast(7 // tf.cast(x[0, 0, 0, 0], tf.int32), tf.float32), "FloorDiv of int"),
-        (lambda x: tf.cast(tf.strings.length(tf.strings.as_string(x)), tf.float32), "AsString"),
+        (
+            lambda x: x // 1 + tf.cast(7 // tf.cast(x[0, 0, 0, 0], tf.int32), tf.float32),
+            "FloorDiv of integers by a divisor that may be 0",
+        ),
+        (
+            lambda x: tf.cast(tf.strings.length(tf.strings.as_string(x)), tf.float32),
+            "No conversion rule found for operations: AsString",
+        ),
         (
             tf.function(lambda x: tf.debugging.check_numerics(x, "no number"), autograph=False),
             "CheckNumerics",
         ),
         (lambda x: tf.cast(x, tf.float64), "y is of type DT_DOUBLE"),
+        (lambda x: tf.cast(tf.cast(x, tf.float64) / 3 - 1 / 3, tf.float32), " of type DT_DOUBLE"),
+        (lambda x: tf.cast(tf.cast(255 * x, tf.int8), tf.float32), "Cast of type DT_INT8"),
+        (
+            lambda x: tf.cast(tf.cast(x, tf.int64) * 2**40 // 2**38, tf.float32),
+            "of type DT_INT64",
+        ),
+        (
+            lambda x: tf.ensure_shape(tf.reshape(x, [-1, 3]), [64, 3]),
+            "EnsureShape of a tensor that is computed",
+        ),
+        (lambda x: x + 0 * tf.random.uniform([]), "RandomUniform that draws random numbers"),
+        (lambda x: tf.unique(tf.reshape(x, [-1]))[0], "Unique that OpenVINO computes wrongly"),
+        (
+            lambda x: tf.math.unsorted_segment_sum(tf.reshape(x, [-1, 3]), [0] * 64, 1),
+            "UnsortedSegmentSum that checks its input",
+        ),
     ],
-    ids=["numerics", "gather", "division", "unreadable", "in a function", "double"],
+    ids=[
+        *("numerics", "gather", "division", "unreadable", "in a function", "double"),
+        *("float64", "int8", "int64", "shape", "random", "unique", "segments"),
+    ],
 )
 def test_what_openvino_would_answer_otherwise_is_tensorflow_s(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, function: Callable, why: str
@@ -151,6 +175,49 @@ def test_what_openvino_would_answer_otherwise_is_tensorflow_s(
     x = np.ones((1, 8, 8, 3), np.float32)
     np.testing.assert_array_equal(fetch(engine, x, "odd"), fetch(TensorFlow(path, Options()), x, "odd"))
     assert len(engine._networks) == 1, "the other signature is OpenVINO's"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_gets_tensorflow_s_answer(tmp_path: Path, value: float) -> None:
+    path = write(tmp_path, serving_default=network)
+    engine, reference = openvino.OpenVino(path, OPTIONS), TensorFlow(path, Options())
+    x = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    x[0, 3, 5, 1] = value
+    expected = fetch(reference, x)
+    assert not np.isfinite(expected[0]).all(), "the activation does not hide it"
+    np.testing.assert_array_equal(fetch(engine, x), expected)
+
+
+@pytest.mark.parametrize(
+    ("aliases", "why"),
+    [("pq", "p is the name of an input and of an output"), ("qr", "r is an output that is an input")],
+)
+def test_names_that_openvino_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, aliases: str, why: str
+) -> None:
+    def build() -> dict:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 3], "x")
+        outputs = dict(zip(aliases, [2 * x, tf.identity(x)], strict=True))
+        return {"serving_default": make_models.sig({"p": x}, outputs)}
+
+    make_models.write_graph(str(tmp_path / "1"), build)
+    engine = openvino.OpenVino(str(tmp_path / "1"), OPTIONS)
+    assert why in caplog.text
+    x = RNG.normal(size=(2, 3)).astype(np.float32)
+    outputs = engine.signatures["serving_default"].outputs
+    found = engine.run({"x:0": x}, [outputs[alias].name for alias in aliases])
+    np.testing.assert_array_equal(found, [2 * x, x])
+
+
+def test_integers_divided_by_a_constant_are_openvino_s(tmp_path: Path) -> None:
+    def divided(x: tf.Tensor) -> tf.Tensor:
+        number = tf.cast(100 * x, tf.int32)
+        return tf.cast(number // 7 + 3 * (number % -5) + tf.truncatediv(number, 3), tf.float32)
+
+    engine = openvino.OpenVino(path := write(tmp_path, serving_default=divided), OPTIONS)
+    x = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(fetch(engine, x), fetch(TensorFlow(path, Options()), x))
+    assert not by_tensorflow(engine)
 
 
 def test_state_is_tensorflow_s(tmp_path: Path) -> None:
