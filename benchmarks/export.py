@@ -1,31 +1,32 @@
 """Exported networks at batch size 1: Keras's export, ours, and other runtimes.
 
-`python -m benchmarks.export [network ...]` takes the names in `NETWORKS`. All candidates of a network take
-turns in one run. Load time and memory are those of a fresh process that does what TensorFlow Serving does.
-`--results FILE` keeps the results of earlier calls, so that the networks can be measured one by one.
+`python -m benchmarks.export [network ...]` takes the names in `NETWORKS`. Each candidate of a network has a
+process of its own, as in a server, and all of them take turns. `--results FILE` keeps the results of earlier
+calls, so that the networks can be measured one by one.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import contextlib
 import json
 import multiprocessing
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 import keras_bn
 from benchmarks import loading, runtimes
-from benchmarks.networks import KERAS_HUB, images, network, runs
-from benchmarks.timing import interleaved, machine, table
+from benchmarks.candidate import Candidate, Failed, by_turns
+from benchmarks.networks import KERAS_HUB, images, network
+from benchmarks.timing import machine, table
 
 NETWORKS = ("MobileNetV2", "ResNet50", "EfficientNetB0", "VGG16", "ConvNeXtTiny", KERAS_HUB)
 KERAS, OURS, FUSED = "Keras", "ours", "ours fused"
@@ -42,15 +43,31 @@ PEERS = ("ai-edge-litert", "onnxruntime", "tf2onnx", "openvino", "keras-hub")
 LATENCIES = """
 Milliseconds of one 224x224 image (median), and how many times as fast as Keras's export at its better
 number of threads. TensorFlow has 1/1 and 2/2 intra-op/inter-op threads, the other runtimes have two threads.
-"Fused" is `fused=True`, which only TensorFlow with oneDNN can read. A candidate runs 16 times in its turn, of
-which the first four do not count.
+"Fused" is `fused=True`, which only TensorFlow with oneDNN can read. Each candidate has a process of its own.
+It runs 16 times in its turn, of which the first four do not count.
 """
 SIZES = """
-A fresh process that loads a version as TensorFlow Serving does, with two threads, and answers once: seconds,
-and resident memory, both also relative to Keras's export. A process without a model has {library:.0f} MB.
-Then megabytes on disk, and the largest change of the outputs, relative to their scale.
+For TensorFlow, a fresh process that loads a version as TensorFlow Serving does, with two threads, and answers
+once: seconds, and resident memory, both also relative to Keras's export. A process without a model has
+{library:.0f} MB. For the other runtimes, a Python process that opens a file and answers once. Then megabytes
+on disk, and the largest change of the outputs, relative to their scale. OpenVINO reads our version.
 """
-COLUMNS = [f"{version} {count}/{count}" for version in (KERAS, *OPTIONS) for count in THREADS]
+COLUMNS = {
+    f"{version} {count}/{count}": (version, count) for version in (KERAS, *OPTIONS) for count in THREADS
+}
+
+
+@dataclass
+class Made:
+    """A network on disk: versions by their names, files by their runtimes, and why other files are missing.
+
+    `expected` are the model's outputs.
+    """
+
+    expected: np.ndarray
+    versions: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 def main(names: list[str], results: Path | None) -> None:
@@ -62,12 +79,10 @@ def main(names: list[str], results: Path | None) -> None:
             print(f"{name} is left out: {error}; pip install 'keras-bn[bench]'.", file=sys.stderr)
         if results:
             results.write_text(json.dumps(found))
-        keras.backend.clear_session()
-        gc.collect()
     print(machine() + "".join(f", {name} {version}" for name, version in _versions().items()))
     measured = {name: found[name] for name in NETWORKS if name in found}
     print(LATENCIES)
-    header = ["network", *COLUMNS, *runtimes.NAMES]
+    header = ["network", *COLUMNS, *runtimes.OTHERS]
     print(table(header, [_latency_row(name, result) for name, result in measured.items()]))
     library = max((result["library"] for result in measured.values()), default=0.0)
     print(SIZES.format(library=library))
@@ -76,60 +91,83 @@ def main(names: list[str], results: Path | None) -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The results of a network: seconds by candidate, and what each version costs to load."""
-    model, image = network(name), images(1)
-    expected = model.predict(image, verbose=0)
-    result: dict[str, Any] = {"absent": {}, "library": 0.0, "versions": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        # What an export leaves in memory would slow down the others.
+    """The results of a network: seconds by candidate, what each costs to load, and which are absent."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        image = folder / "image.npy"
+        np.save(image, images(1))
+        # In a process that ends, as the memory that conversions take is needed for the candidates.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-            paths = other.submit(exported, name, Path(folder)).result()
-        candidates = {
-            f"{version} {count}/{count}": runs(path, image, count)
-            for version, path in paths.items()
-            for count in THREADS
-        }
-        for runtime in runtimes.NAMES:
-            try:
-                run = runtimes.open_runtime(runtime, model, paths[OURS], image, Path(folder))
-                run()
-                candidates[runtime] = run
-            except ImportError as error:
-                print(f"{runtime} is left out: {error}; pip install 'keras-bn[bench]'.", file=sys.stderr)
-                result["absent"][runtime] = f"missing: {error.name}"
-            except Exception as error:
-                print(f"{name} in {runtime}: {error}", file=sys.stderr)
-                result["absent"][runtime] = f"failed: {type(error).__name__}"
-        changes = {
-            key: float(np.abs(run() - expected).max() / np.abs(expected).max())
-            for key, run in candidates.items()
-        }
-        result["seconds"] = interleaved(candidates, rounds=5, warmup=2, calls=16)
-        candidates.clear()
-        program = loading.build(Path(folder))
-        for version, path in paths.items():
+            made = other.submit(make, name, folder).result()
+        result: dict[str, Any] = {"absent": made.absent, "library": 0.0, "costs": {}}
+        with contextlib.ExitStack() as stack:
+            candidates: dict[str, Candidate] = {}
+
+            def add(key: str, runtime: str, file: Path, threads: int) -> None:
+                try:
+                    candidates[key] = stack.enter_context(
+                        contextlib.closing(Candidate(runtime, file, threads, image))
+                    )
+                except Failed as error:
+                    print(f"{key} of {name} is left out: {error}", file=sys.stderr)
+                    made.absent[key] = str(error)
+
+            for key, (version, threads) in COLUMNS.items():
+                add(key, runtimes.TENSORFLOW, made.versions[version], threads)
+            for runtime, file in made.files.items():
+                add(runtime, runtime, file, max(THREADS))
+            result["seconds"] = by_turns(candidates, rounds=6, calls=16)
+        for runtime in candidates.keys() & made.files.keys():
+            result["costs"][runtime] = {
+                "load": candidates[runtime].load,
+                "resident": candidates[runtime].resident,
+                "disk": _disk(made.files[runtime]),
+                "change": _change(candidates[runtime], made.expected),
+            }
+        program = loading.build(folder)
+        for version, path in made.versions.items():
             loaded = program and loading.load(program, path)
             if loaded:
                 result["library"] = loaded.library
-            result["versions"][version] = {
+            result["costs"][version] = {
                 "load": loaded and loaded.seconds,
                 "resident": loaded and loaded.resident,
-                "disk": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-                "change": changes[f"{version} 2/2"],
+                "disk": _disk(path),
+                "change": _change(candidates[f"{version} 2/2"], made.expected),
             }
     return result
 
 
-def exported(name: str, folder: Path) -> dict[str, Path]:
-    """The versions of a network in `folder`, by their names."""
+def make(name: str, folder: Path) -> Made:
+    """Write the versions of a network, and the files of the other runtimes, into `folder`."""
     model = network(name)
-    paths = {KERAS: folder / "keras"}
-    model.export(paths[KERAS], verbose=False)
+    made = Made(model.predict(images(1), verbose=0))
+    made.versions[KERAS] = folder / "keras"
+    model.export(made.versions[KERAS], verbose=False)
     for version, options in OPTIONS.items():
-        paths[version] = keras_bn.export(
+        made.versions[version] = keras_bn.export(
             model, folder / "ours", examples=images(4, seed=1), tolerance=0.2, **options
         )
-    return paths
+    for runtime in runtimes.OTHERS:
+        try:
+            made.files[runtime] = runtimes.convert(runtime, model, made.versions[OURS], folder)
+        except ImportError as error:
+            print(f"{runtime} is left out: {error}; pip install 'keras-bn[bench]'.", file=sys.stderr)
+            made.absent[runtime] = f"missing: {error.name}"
+        except Exception as error:
+            print(f"{name} in {runtime}: {error}", file=sys.stderr)
+            made.absent[runtime] = f"failed: {type(error).__name__}"
+    return made
+
+
+def _change(candidate: Candidate, expected: np.ndarray) -> float:
+    return float(np.abs(candidate.answer - expected).max() / np.abs(expected).max())
+
+
+def _disk(path: Path) -> float:
+    """Bytes of a file or a folder, in MB."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def _latency_row(name: str, result: dict[str, Any]) -> list[str]:
@@ -141,29 +179,33 @@ def _latency_row(name: str, result: dict[str, Any]) -> list[str]:
             f"{1e3 * seconds[key]:.1f} ({base / seconds[key]:.2f})"
             if key in seconds
             else result["absent"].get(key, "")
-            for key in (*COLUMNS, *runtimes.NAMES)
+            for key in (*COLUMNS, *runtimes.OTHERS)
         ),
     ]
 
 
 def _size_rows(name: str, result: dict[str, Any]) -> list[list[str]]:
-    first = result["versions"][KERAS]
+    first = result["costs"][KERAS]
 
-    def relative(version: dict[str, Any], key: str, digits: int) -> str:
-        if version[key] is None:
+    def cell(label: str, key: str, digits: int) -> str:
+        value = result["costs"][label][key]
+        if value is None:
             return f"missing: {loading.COMPILER}"
-        return f"{version[key]:.{digits}f} ({version[key] / first[key]:.2f})"
+        # Only TensorFlow's processes are alike.
+        relative = f" ({value / first[key]:.2f})" if label not in runtimes.OTHERS else ""
+        return f"{value:.{digits}f}{relative}"
 
     return [
         [
             name,
             label,
-            relative(version, "load", 1),
-            relative(version, "resident", 0),
-            f"{version['disk'] / 1e6:.1f}",
-            f"{version['change']:.1e}",
+            cell(label, "load", 1),
+            cell(label, "resident", 0),
+            f"{result['costs'][label]['disk']:.1f}",
+            f"{result['costs'][label]['change']:.1e}",
         ]
-        for label, version in result["versions"].items()
+        for label in (KERAS, *OPTIONS, *runtimes.OTHERS)
+        if label in result["costs"]
     ]
 
 

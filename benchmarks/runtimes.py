@@ -1,35 +1,81 @@
-"""Other runtimes that an export or a model can run in, each with two threads."""
+"""Runtimes that an export or a model can run in. Each is imported only where it is used."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
-import tensorflow as tf
+
+if TYPE_CHECKING:
+    import keras
 
 Run = Callable[[], np.ndarray]
-NAMES = ("LiteRT", "ONNX Runtime", "OpenVINO float32", "OpenVINO bfloat16")
+TENSORFLOW, LITERT, ONNX = "TensorFlow", "LiteRT", "ONNX Runtime"
+OPENVINO, OPENVINO_NARROW = "OpenVINO float32", "OpenVINO bfloat16"
+OTHERS = (LITERT, ONNX, OPENVINO, OPENVINO_NARROW)
+_MODULES = {
+    TENSORFLOW: "benchmarks.networks",
+    LITERT: "ai_edge_litert.interpreter",
+    ONNX: "onnxruntime",
+    OPENVINO: "openvino",
+    OPENVINO_NARROW: "openvino",
+}
 
 
-def open_runtime(name: str, model: keras.Model, version: Path, image: np.ndarray, folder: Path) -> Run:
-    """What runs `image` in a runtime: `model` through Keras's ONNX file in ONNX Runtime, `version` in the
-    others."""
-    if name == "LiteRT":
-        return _litert(version, image)
-    if name == "ONNX Runtime":
-        return _onnx_runtime(model, image, folder / "model.onnx")
+def import_runtime(name: str) -> None:
+    """Import what `open_runtime` needs, which takes seconds that are not those of a model.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    importlib.import_module(_MODULES[name])
+
+
+def convert(name: str, model: keras.Model, version: Path, folder: Path) -> Path:
+    """The file or version that one of `OTHERS` opens: Keras's ONNX file of `model` in ONNX Runtime, `version`
+    in the others.
+
+    Raises:
+        ImportError: If a package is missing.
+    """
+    if name == LITERT:
+        import tensorflow as tf
+
+        file = folder / "version.tflite"
+        file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(version)).convert())
+        return file
+    if name == ONNX:
+        import tf2onnx  # noqa: F401 - Keras needs it for the file
+
+        file = folder / "model.onnx"
+        model.export(file, format="onnx", verbose=False)
+        return file
+    return version
+
+
+def open_runtime(name: str, file: Path, threads: int, image: np.ndarray) -> Run:
+    """What runs `image` through a file in a runtime."""
+    if name == TENSORFLOW:
+        from benchmarks.networks import runs
+
+        return runs(file, image, threads)
+    if name == LITERT:
+        return _litert(file, threads, image)
+    if name == ONNX:
+        return _onnx_runtime(file, threads, image)
     # OpenVINO computes in bfloat16 where the processor can, unless it is told not to.
-    return _openvino(version, image, "bf16" if name.endswith("bfloat16") else "f32")
+    return _openvino(file, threads, image, "bf16" if name == OPENVINO_NARROW else "f32")
 
 
-def _litert(version: Path, image: np.ndarray) -> Run:
+def _litert(file: Path, threads: int, image: np.ndarray) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    converted = tf.lite.TFLiteConverter.from_saved_model(str(version)).convert()
-    interpreter = Interpreter(model_content=converted, num_threads=2)
+    interpreter = Interpreter(str(file), num_threads=threads)
     (fed,), (fetched,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(fed["index"], image.shape)
     interpreter.allocate_tensors()
 
     def run() -> np.ndarray:
@@ -40,30 +86,25 @@ def _litert(version: Path, image: np.ndarray) -> Run:
     return run
 
 
-def _onnx_runtime(model: keras.Model, image: np.ndarray, file: Path) -> Run:
+def _onnx_runtime(file: Path, threads: int, image: np.ndarray) -> Run:
     import onnxruntime
-    import tf2onnx  # noqa: F401 - Keras needs it for the file
 
-    model.export(file, format="onnx", verbose=False)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    # Its threads would go on spinning, at the cost of whatever runs next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: image})[0]
 
 
-def _openvino(version: Path, image: np.ndarray, precision: str) -> Run:
+def _openvino(version: Path, threads: int, image: np.ndarray, precision: str) -> Run:
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(version)
+    model = openvino.Core().read_model(version)
     model.reshape(list(image.shape))
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": 2,
+        "INFERENCE_NUM_THREADS": threads,
     }
-    request = core.compile_model(model, "CPU", options).create_infer_request()
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
     return lambda: request.infer([image])[0]
