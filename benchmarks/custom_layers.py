@@ -6,7 +6,7 @@ graph of Keras's layers, with its BN layers inside custom layers, and as a subcl
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,8 +18,10 @@ import numpy as np
 from keras import layers, ops
 
 import keras_bn
-from benchmarks.networks import runs, with_statistics
-from benchmarks.timing import interleaved, machine, table
+from benchmarks.candidate import Candidate, by_turns
+from benchmarks.networks import images, with_statistics
+from benchmarks.runtimes import TENSORFLOW
+from benchmarks.timing import machine, table
 
 THREADS = (1, 2)
 
@@ -30,7 +32,7 @@ BLOCKS = (
 )
 TEXT = """
 Milliseconds of one 224x224 image (median) in exports of `keras_bn.export`, and the ratio to the plain graph
-with the same number of intra-op and inter-op threads. All take turns in one run.
+with the same number of intra-op and inter-op threads. Each has a process of its own, and all take turns.
 """
 
 
@@ -128,19 +130,24 @@ def main() -> None:
 
 
 def _rows() -> list[list[str]]:
-    image = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
     examples = np.random.default_rng(1).uniform(-1, 1, (4, 224, 224, 3)).astype(np.float32)
-    candidates, took = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
+    paths, took = {}, {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        image = Path(folder) / "image.npy"
+        np.save(image, images(1))
         for variant, make in VARIANTS.items():
             model, start = with_statistics(make()), time.perf_counter()
-            path = keras_bn.export(model, Path(folder) / variant, examples=examples)
+            paths[variant] = keras_bn.export(model, Path(folder) / variant, examples=examples)
             took[variant] = time.perf_counter() - start
-            candidates |= {f"{variant} {count}": runs(path, image, count) for count in THREADS}
             keras.backend.clear_session()
-        seconds = interleaved(candidates, rounds=40, warmup=5)
-        candidates.clear()
-        gc.collect()
+        candidates = {
+            f"{variant} {count}": stack.enter_context(
+                contextlib.closing(Candidate(TENSORFLOW, path, count, image))
+            )
+            for variant, path in paths.items()
+            for count in THREADS
+        }
+        seconds = by_turns(candidates, rounds=10, calls=16)
 
     def cell(variant: str, count: int) -> str:
         own, base = seconds[f"{variant} {count}"], seconds[f"plain {count}"]
