@@ -14,11 +14,12 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     NARROW_FUSED: {"precision": "bfloat16", "fused": True},
 }
 THREADS = (1, 2)
+Result = TypeVar("Result")
 PEERS = ("ai-edge-litert", "onnxruntime", "tf2onnx", "openvino", "keras-hub")
 
 LATENCIES = """
@@ -96,9 +98,16 @@ def measure(name: str) -> dict[str, Any]:
         folder = Path(temporary)
         image = folder / "image.npy"
         np.save(image, images(1))
-        # In a process that ends, as the memory that conversions take is needed for the candidates.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-            made = other.submit(make, name, folder).result()
+        made = _apart(make, name, folder)
+        for runtime in runtimes.OTHERS:
+            try:
+                made.files[runtime] = _apart(convert, runtime, name, made.versions[OURS], folder)
+            except ImportError as error:
+                print(f"{runtime} is left out: {error}; pip install 'keras-bn[bench]'.", file=sys.stderr)
+                made.absent[runtime] = f"missing: {error.name}"
+            except Exception as error:
+                print(f"{name} in {runtime}: {error}", file=sys.stderr)
+                made.absent[runtime] = f"failed: {type(error).__name__}"
         result: dict[str, Any] = {"absent": made.absent, "library": 0.0, "costs": {}}
         with contextlib.ExitStack() as stack:
             candidates: dict[str, Candidate] = {}
@@ -139,7 +148,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def make(name: str, folder: Path) -> Made:
-    """Write the versions of a network, and the files of the other runtimes, into `folder`."""
+    """Write the versions of a network into `folder`."""
     model = network(name)
     made = Made(model.predict(images(1), verbose=0))
     made.versions[KERAS] = folder / "keras"
@@ -148,16 +157,35 @@ def make(name: str, folder: Path) -> Made:
         made.versions[version] = keras_bn.export(
             model, folder / "ours", examples=images(4, seed=1), tolerance=0.2, **options
         )
-    for runtime in runtimes.OTHERS:
-        try:
-            made.files[runtime] = runtimes.convert(runtime, model, made.versions[OURS], folder)
-        except ImportError as error:
-            print(f"{runtime} is left out: {error}; pip install 'keras-bn[bench]'.", file=sys.stderr)
-            made.absent[runtime] = f"missing: {error.name}"
-        except Exception as error:
-            print(f"{name} in {runtime}: {error}", file=sys.stderr)
-            made.absent[runtime] = f"failed: {type(error).__name__}"
     return made
+
+
+def convert(runtime: str, name: str, version: Path, folder: Path) -> Path:
+    """The file or version that another runtime opens: Keras's ONNX file of the network in ONNX Runtime,
+    `version` in the others.
+
+    Raises:
+        ImportError: If a package is missing.
+    """
+    if runtime == runtimes.LITERT:
+        import tensorflow as tf
+
+        file = folder / "version.tflite"
+        file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(version)).convert())
+        return file
+    if runtime == runtimes.ONNX:
+        import tf2onnx  # noqa: F401 - Keras needs it for the file
+
+        file = folder / "model.onnx"
+        network(name).export(file, format="onnx", verbose=False)
+        return file
+    return version
+
+
+def _apart(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function returns in a process that ends, as the candidates need the memory that it takes."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        return other.submit(function, *arguments).result()
 
 
 def _change(candidate: Candidate, expected: np.ndarray) -> float:

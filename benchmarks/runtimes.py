@@ -5,12 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import keras
 
 Run = Callable[[], np.ndarray]
 TENSORFLOW, LITERT, ONNX = "TensorFlow", "LiteRT", "ONNX Runtime"
@@ -32,28 +28,6 @@ def import_runtime(name: str) -> None:
         ImportError: If it is not installed.
     """
     importlib.import_module(_MODULES[name])
-
-
-def convert(name: str, model: keras.Model, version: Path, folder: Path) -> Path:
-    """The file or version that one of `OTHERS` opens: Keras's ONNX file of `model` in ONNX Runtime, `version`
-    in the others.
-
-    Raises:
-        ImportError: If a package is missing.
-    """
-    if name == LITERT:
-        import tensorflow as tf
-
-        file = folder / "version.tflite"
-        file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(version)).convert())
-        return file
-    if name == ONNX:
-        import tf2onnx  # noqa: F401 - Keras needs it for the file
-
-        file = folder / "model.onnx"
-        model.export(file, format="onnx", verbose=False)
-        return file
-    return version
 
 
 def open_runtime(name: str, file: Path, threads: int, image: np.ndarray) -> Run:
