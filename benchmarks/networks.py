@@ -43,11 +43,11 @@ def network(name: str) -> keras.Model:
 
 
 def with_statistics(model: keras.Model) -> keras.Model:
-    """Random weights, which cost the same as trained ones, with population statistics that are not 0 and
-    1."""
+    """Random weights, which cost the same as trained ones, with population statistics that are not 0 and 1,
+    and biases that are not 0, which TensorFlow would leave out."""
     random = np.random.default_rng(0)
     for variable in model.variables:
-        if variable.path.endswith("moving_mean"):
+        if variable.path.endswith(("moving_mean", "bias")):
             variable.assign(random.normal(0, 0.1, variable.shape))
         elif variable.path.endswith("moving_variance"):
             variable.assign(random.uniform(0.5, 2, variable.shape))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from typing import Any
 
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
@@ -57,14 +59,47 @@ def to_bfloat16(
     return converted
 
 
-def fuse(meta_graph: meta_graph_pb2.MetaGraphDef) -> graph_pb2.GraphDef:
+def narrow_weights(graph: graph_pb2.GraphDef, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Give weights that `graph` casts to bfloat16 in 16 bits, and remove the casts from it.
+
+    Args:
+        graph: What `to_bfloat16` returned. It is edited.
+        weights: The values of placeholders in it.
+
+    Returns:
+        `weights`, with those that only such casts read in bfloat16.
+    """
+    narrow = tf.bfloat16.as_datatype_enum
+    casts = {
+        node.name: tensor_name(node.input[0])
+        for node in graph.node
+        if node.op == "Cast" and node.attr["DstT"].type == narrow and tensor_name(node.input[0]) in weights
+    }
+    read_otherwise = {
+        tensor_name(read) for node in graph.node if node.name not in casts for read in node.input
+    }
+    casts = {name: weight for name, weight in casts.items() if weight not in read_otherwise}
+    for node in graph.node:
+        if node.name in casts.values():
+            node.attr["dtype"].type = narrow
+        node.input[:] = [casts.get(tensor_name(read), read) for read in node.input]
+    remaining = [node for node in graph.node if node.name not in casts]
+    del graph.node[:]
+    graph.node.extend(remaining)
+    return {
+        name: value.astype(tf.bfloat16.as_numpy_dtype) if name in casts.values() else value
+        for name, value in weights.items()
+    }
+
+
+def fuse(meta_graph: meta_graph_pb2.MetaGraphDef, weights: Container[str]) -> graph_pb2.GraphDef:
     """The graph of `meta_graph` as TensorFlow optimizes it when it is loaded, for a CPU.
 
     Convolutions and matrix products with constant filters pack them once, which the runtime itself does only
-    as long as the filters are constants. Here they may become variables.
+    as long as the filters are constants. Here they may become variables, and the placeholders `weights` will.
     """
     graph = _optimized(meta_graph, config_pb2.ConfigProto())
-    constants = {node.name for node in graph.node if node.op == "Const"}
+    constants = {node.name for node in graph.node if node.op == "Const" or node.name in weights}
     for node in graph.node:
         if len(node.input) > 1 and tensor_name(node.input[1]) in constants:
             pack_filter_once(node)

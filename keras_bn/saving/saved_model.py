@@ -16,7 +16,7 @@ from keras_bn.saving.constants import fold_constants, tensor_name
 from keras_bn.saving.depthwise import write_depthwise
 from keras_bn.saving.graph_fold import fold_graph
 from keras_bn.saving.graph_fusion import give_biases, keep_slopes, skip_identities
-from keras_bn.saving.grappler import fuse, to_bfloat16
+from keras_bn.saving.grappler import fuse, narrow_weights, to_bfloat16
 from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
 from keras_bn.saving.plain_graph import LARGEST_OPTIMIZED, write_plain_graph
@@ -125,8 +125,7 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     signatures = {SERVING_DEFAULT: _signature(inputs, outputs)}
     fetches = [tensor.name for tensor in outputs.values()]
     graph, captured = serve.graph.as_graph_def(), _captured(serve)
-    # In bfloat16 weights are cast, and fusing has to know that they are constants.
-    variables = {} if options.bfloat16 or options.fused else _large(graph, captured)
+    variables = _large(graph, captured)
     _fill(graph, {name: tensor for name, tensor in captured.items() if name not in variables})
     graph, folded = fold_constants(graph, fetches), 0
     write_depthwise(graph)
@@ -137,6 +136,7 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     give_biases(graph, fetches)
     if options.bfloat16:
         graph = fold_constants(to_bfloat16(graph, signatures), fetches)
+        variables = narrow_weights(graph, variables)
     if decode is not None:
         (pixels,) = inputs.values()
         graph, image_bytes = _decoding_before(graph, pixels, decode)
@@ -148,14 +148,19 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     meta_graph.meta_info_def.tensorflow_version = tf.__version__
     guard(meta_graph)
     if options.fused:
-        meta_graph.graph_def.CopyFrom(fuse(meta_graph))
+        meta_graph.graph_def.CopyFrom(fuse(meta_graph, variables))
     write_plain_graph(meta_graph, folder, options.fused, variables)
     return folded
 
 
 def _captured(function: Any) -> dict[str, tf.Tensor]:
-    """The tensors from outside that a traced function reads, by the placeholders that stand for them."""
-    return {inner.op.name: outer for outer, inner in function.graph.captures}
+    """The tensors from outside that a traced function reads, by the placeholders that stand for them.
+
+    Those of few values have none: they are constants in the graph.
+    """
+    return {
+        inner.op.name: outer for outer, inner in function.graph.captures if inner.op.type == "Placeholder"
+    }
 
 
 def _large(graph: graph_pb2.GraphDef, captured: Named) -> dict[str, NDArray[Any]]:

@@ -30,5 +30,5 @@ def test_it_answers_as_the_model_and_times_each_call(tmp_path, image):
 
 
 def test_what_cannot_be_opened_says_why_and_leaves_no_process(tmp_path, image):
-    with pytest.raises(Failed, match="OSError|NotFoundError"):
+    with pytest.raises(Failed, match=r"OSError|NotFoundError"):
         Candidate(runtimes.TENSORFLOW, tmp_path / "nothing", 1, image)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_bn
-from keras_bn.saving import plain_graph, saved_model
+from keras_bn import _tensorflow
+from keras_bn.saving import grappler, plain_graph, saved_model
 from keras_bn.saving.session import servable
 
 
@@ -90,13 +92,46 @@ def test_other_loaders_of_tensorflow_read_it(tmp_path, large):
         np.testing.assert_allclose(answer["scores"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_large_weights_of_products_never_pass_through_the_optimizer(
+    tmp_path, large, monkeypatch, fused, precision, tolerance
+):
+    for name in ("LARGEST_CONSTANTS", "LARGEST_FUSED"):
+        monkeypatch.setattr(plain_graph, name, 2**20)
+    sizes = []
+
+    def optimize_graph(meta_graph, config):
+        sizes.append(meta_graph.ByteSize())
+        return _tensorflow.optimize_graph(meta_graph, config)
+
+    monkeypatch.setattr(grappler, "optimize_graph", optimize_graph)
+    inputs = keras.Input((100,), name="image")
+    shared = layers.Dense(100, activation="relu", bias_initializer="normal")
+    scores = layers.Dense(90, name="scores", bias_initializer="normal")(
+        layers.Add()([shared(shared(inputs)), inputs])
+    )
+    model, x = keras.Model(inputs, scores), normal(5, 100)
+    path = keras_bn.export(model, tmp_path, examples=x, fused=fused, precision=precision)
+    assert variables(path) == [(100, 90), (100, 100)]
+    assert all(size < 4 * 100 * 90 for size in sizes) and len(sizes) == fused + (precision == "bfloat16")
+    names = tf.train.list_variables(str(path / "variables" / "variables"))
+    stored = {tf.train.load_variable(str(path / "variables" / "variables"), name).dtype for name, _ in names}
+    assert stored == {np.dtype(tf.as_dtype(precision).as_numpy_dtype)}
+    (graph,) = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs
+    products = {node.op for node in graph.graph_def.node if "MatMul" in node.op}
+    assert products == {"_MklNativeFusedMatMul" if fused else "MatMul"}
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(ask(path, x), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
 def test_weights_that_are_cast_are_constants(tmp_path, large, monkeypatch):
     monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 2**20)
-    inputs = keras.Input((12,), name="image")
+    inputs = keras.Input((20,), name="image")
     scores = layers.Dense(3, dtype="mixed_bfloat16")(layers.Dense(8)(inputs))
     model = keras.Model(inputs, {"scores": layers.Activation("linear", dtype="float32")(scores)})
-    path, x = keras_bn.export(model, tmp_path), normal(4, 12)
-    assert variables(path) == [(12, 8)]
+    path, x = keras_bn.export(model, tmp_path), normal(4, 20)
+    assert variables(path) == [(20, 8)]
     np.testing.assert_allclose(ask(path, x), model.predict(x, verbose=0)["scores"], atol=0.02)
 
 
