@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from keras_bn_serving.local_server import launch
 
 IMAGE = (224, 224, 3)
 LARGE_MIB = 64
+ServerFlags = dict[str, dict[str, object]]  # of each server, by its name
 FLOOR, REAL = "floor", "tensorflow_model_server"
 # Handlers that do nothing, in the HTTP and gRPC stacks of the local server.
 _FLOOR = """
@@ -108,6 +110,16 @@ def measured() -> list[str]:
     return ["local", REAL] if shutil.which(REAL) else ["local"]
 
 
+def with_engines() -> ServerFlags:
+    """The servers of `measured`, and the local one with OpenVINO if that is installed."""
+    flags: ServerFlags = {name: {} for name in measured()}
+    if importlib.util.find_spec("openvino"):
+        flags["local, OpenVINO"] = {"engine": "openvino"}
+    else:
+        print("OpenVINO is left out; pip install 'keras-bn[bench]'.", file=sys.stderr)
+    return flags
+
+
 def start(stack: contextlib.ExitStack, name: str, **flags: object) -> Running:
     """Start a server, or the floor, until the stack is closed; return once its ports are open."""
     if name.startswith("local"):
@@ -129,8 +141,8 @@ def start(stack: contextlib.ExitStack, name: str, **flags: object) -> Running:
 
 
 @contextlib.contextmanager
-def servers(folder: Path) -> Iterator[dict[str, Running]]:
-    """Running servers of `scalar` and `image` by name."""
+def servers(folder: Path, flags: ServerFlags) -> Iterator[dict[str, Running]]:
+    """Running servers of `scalar` and `image` by name: those of `flags`, one with batching, and the floor."""
     config = folder / "models.config"
     entries = (
         f'config {{ name: "{name}" base_path: "{folder / name}" model_platform: "tensorflow" }}'
@@ -138,7 +150,7 @@ def servers(folder: Path) -> Iterator[dict[str, Running]]:
     )
     config.write_text(f"model_config_list {{ {' '.join(entries)} }}")
     with contextlib.ExitStack() as stack:
-        found = {name: start(stack, name, model_config_file=config) for name in measured()}
+        found = {name: start(stack, name, model_config_file=config, **flags[name]) for name in flags}
         found["local, batching"] = start(
             stack, "local, batching", model_config_file=config, enable_batching=True
         )

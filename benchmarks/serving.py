@@ -3,9 +3,10 @@ Serving.
 
     python -m benchmarks.serving [--requests 1500] [--seconds 1.5] [--memory-requests 10000]
 
-Loopback, batch size 1, all servers up at once and asked in turns. The floor is a handler that does nothing in
-the same HTTP and gRPC stacks. With tensorflow_model_server on PATH it is measured in the same run; with wrk
-on PATH so is the throughput without the cost of a Python client.
+Loopback, batch size 1, all servers up at once and asked in turns. "local" runs the models with TensorFlow,
+"local, OpenVINO" with `--engine=openvino`, but for files of images, which TensorFlow decodes in both. The
+floor is a handler that does nothing in the same HTTP and gRPC stacks. With tensorflow_model_server on PATH it
+is measured in the same run; with wrk on PATH so is the throughput without the cost of a Python client.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ from benchmarks.servers import (
     LARGE_MIB,
     Rest,
     Running,
+    ServerFlags,
     as_base64,
     export_models,
-    measured,
     over_grpc,
     photograph,
     resident_mib,
     servers,
     start,
     states,
+    with_engines,
 )
 from benchmarks.timing import machine, table
 from keras_bn.saving.session import servable
@@ -65,13 +67,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export_models(folder)
-        with servers(folder) as found:
+        flags = with_engines()
+        with servers(folder, flags) as found:
             one_request(folder, found, options.requests)
             reading()
             one_image(found)
             many_clients(found, options.seconds)
             memory(found, options.memory_requests)
-        hot_swap(folder / "large")
+        hot_swap(folder / "large", flags)
 
 
 def imports() -> None:
@@ -177,14 +180,14 @@ def one_image(found: Servers) -> None:
     print(f"\nOne client, a 224x224x3 image ({carried}), milliseconds\n\n" + table(["", "p50", "p99"], rows))
 
 
-def hot_swap(large: Path) -> None:
+def hot_swap(large: Path, flags: ServerFlags) -> None:
     """Two new versions, one after the other, while a client asks the model without a pause."""
     rows = []
-    for name in measured():
+    for name in flags:
         base = large.parent / f"swapped by {name}"
         shutil.copytree(large, base)
         with contextlib.ExitStack() as stack:
-            server = start(stack, name, model_name="large", model_base_path=base)
+            server = start(stack, name, model_name="large", model_base_path=base, **flags[name])
             ask = Rest(server.rest_port, "large", SCALAR)
             for version in (2, 3):
                 shutil.copytree(large / "1", large.parent / "aside")
