@@ -12,21 +12,23 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import openvino as ov
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn_serving.local_server import memory
+from keras_bn_serving.local_server.engines.deadlines import Deadlines
 from keras_bn_serving.local_server.engines.engine import Options
 from keras_bn_serving.local_server.engines.openvino_differences import DTYPES, reason_against
 from keras_bn_serving.local_server.engines.tensorflow import TensorFlow
-from keras_bn_serving.wire.errors import DeadlineExceededError
 
 _DEFAULT = "serving_default"
 _OFTEN = 3  # times a shape must occur before a network is compiled for it alone
 _MOST_SHAPES = 4  # that have a network of their own: each has a copy of the weights
 _MOST_COUNTED = 1000
+_DEADLINES = Deadlines()
 _log = logging.getLogger(__name__)
 
 
@@ -165,7 +167,7 @@ class _Compiled:
     def __init__(self, model: ov.Model, config: dict[str, str]) -> None:
         with memory.of_models():  # a request may be what brings this about
             self._compiled = ov.Core().compile_model(model, "CPU", config)
-        self._free: list[ov.InferRequest] = []
+        self._free: list[_Request] = []
 
     def run(
         self, inputs: Mapping[int, np.ndarray], outputs: Sequence[int], timeout_ms: int
@@ -174,18 +176,37 @@ class _Compiled:
         try:
             request = self._free.pop()
         except IndexError:
-            request = self._compiled.create_infer_request()
-        # The request's own tensors are filled: of read-only arrays, as those of gRPC, `share_inputs` would
-        # make new tensors, which takes three times as long.
-        request.start_async(inputs)
-        if timeout_ms <= 0:
-            request.wait()
-        elif not request.wait_for(timeout_ms):
-            request.cancel()
-            raise DeadlineExceededError("Timed out waiting for notification")
-        arrays = [np.array(request.get_output_tensor(index).data) for index in outputs]
+            request = _Request(self._compiled)
+        arrays = request.run(inputs, outputs, timeout_ms)
         self._free.append(request)
         return arrays
+
+
+class _Request:
+    """One run of a network at a time, with tensors of its own.
+
+    It fills these tensors. Of read-only arrays, as those of gRPC, OpenVINO would make new ones, which takes
+    three times as long.
+    """
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+        # Views of the tensors: making one takes as long as filling it.
+        self._inputs: dict[int, np.ndarray] = {}
+
+    def run(
+        self, inputs: Mapping[int, np.ndarray], outputs: Sequence[int], timeout_ms: int
+    ) -> list[np.ndarray]:
+        for index, array in inputs.items():
+            if index not in self._inputs or self._inputs[index].shape != array.shape:
+                tensor = self._request.get_input_tensor(index)
+                tensor.shape = array.shape
+                self._inputs[index] = tensor.data
+            self._inputs[index][...] = array
+        cancel = self._request.cancel
+        with _DEADLINES.within(timeout_ms / 1e3, cancel) if timeout_ms > 0 else nullcontext():
+            self._request.infer(share_outputs=True)
+        return [np.array(self._request.get_output_tensor(index).data) for index in outputs]
 
 
 def _positions(
