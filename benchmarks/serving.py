@@ -3,10 +3,9 @@ Serving.
 
     python -m benchmarks.serving [--requests 1500] [--seconds 1.5] [--memory-requests 10000]
 
-Loopback, batch size 1, all servers up at once and asked in turns. "local" runs the models with TensorFlow,
-"local, OpenVINO" with `--engine=openvino`, but for files of images, which TensorFlow decodes in both. The
-floor is a handler that does nothing in the same HTTP and gRPC stacks. With tensorflow_model_server on PATH it
-is measured in the same run; with wrk on PATH so is the throughput without the cost of a Python client.
+Loopback, batch size 1, all servers up at once and asked in turns: the local server with each of its engines,
+and tensorflow_model_server if it is on PATH. With wrk on PATH, the throughput without the cost of a Python
+client is measured too.
 """
 
 from __future__ import annotations
@@ -50,6 +49,10 @@ from keras_bn_serving.local_server.json_reader import parse
 
 SCALAR = b'{"instances": [1.0]}'
 CLIENTS = (1, 8, 64)
+TEXT = """
+"local" runs the models with TensorFlow, "local, OpenVINO" with OpenVINO, but for files of images, which
+TensorFlow decodes in both. The floor is a handler that does nothing in the same HTTP and gRPC stacks.
+"""
 Servers = dict[str, Running]
 Candidates = dict[str, Callable[[], object]]
 
@@ -63,6 +66,7 @@ def main() -> None:
     )
     options = arguments.parse_args()
     print(machine())
+    print(TEXT)
     imports()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
