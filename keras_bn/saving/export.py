@@ -42,8 +42,9 @@ def export(
     it, such a request can end the server.
 
     `keras.Model.export` writes every weight twice, as variables. Here, each weight is written once, as a
-    constant of the graph, so that the runtime can compute with it at load. If the weights take more than
-    72 MiB, the largest ones are variables, since constants take several times their size in memory.
+    constant of the graph, so that the runtime can compute with it at load. Weights of matrix products beyond
+    1 MiB, and others beyond 72 MiB, are variables, the largest ones first. Constants take several times their
+    size in memory.
 
     The version is built in a hidden folder of `base_path`, loaded again as TensorFlow Serving loads it,
     checked as in `verify_inference_mode`, compared with `model`, and renamed in one step. A server that polls

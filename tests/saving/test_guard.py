@@ -105,6 +105,7 @@ def weights_as(form, monkeypatch):
     if form == "variables":
         monkeypatch.setattr(plain_graph, "LARGEST_OPTIMIZED", 0)
         monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 0)
+        monkeypatch.setattr(plain_graph, "LARGEST_PRODUCTS", 0)
     elif form == "in functions":
         monkeypatch.setattr(saved_model, "LARGEST_CONSTANTS", 0)
 

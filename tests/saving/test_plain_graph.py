@@ -43,6 +43,7 @@ def large(monkeypatch):
     monkeypatch.setattr(saved_model, "LARGEST_OPTIMIZED", 0)
     monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 0)
     monkeypatch.setattr(plain_graph, "LARGEST_FUSED", 0)
+    monkeypatch.setattr(plain_graph, "LARGEST_PRODUCTS", 0)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
@@ -56,6 +57,13 @@ def test_answers_are_those_of_the_model(tmp_path, large, fused, precision, toler
     scale = np.abs(expected).max()
     for batch in (images, images[:1]):
         np.testing.assert_allclose(ask(path, batch), expected[: len(batch)], rtol=0, atol=tolerance * scale)
+
+
+def test_weights_of_products_are_variables_beside_the_optimizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_graph, "LARGEST_PRODUCTS", 4 * 16 * 3)
+    path = keras_bn.export(network(), tmp_path)
+    assert variables(path) == [(16, 3)]
+    assert not (path / "assets.extra" / "saved_model_config.pb").exists()
 
 
 def test_the_largest_are_variables_and_those_of_products_before_them(tmp_path, large, monkeypatch):
@@ -126,6 +134,7 @@ def test_large_weights_of_products_never_pass_through_the_optimizer(
 
 
 def test_weights_that_are_cast_are_constants(tmp_path, large, monkeypatch):
+    monkeypatch.setattr(plain_graph, "LARGEST_PRODUCTS", 2**20)
     monkeypatch.setattr(plain_graph, "LARGEST_CONSTANTS", 2**20)
     inputs = keras.Input((20,), name="image")
     scores = layers.Dense(3, dtype="mixed_bfloat16")(layers.Dense(8)(inputs))
