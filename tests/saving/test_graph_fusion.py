@@ -27,7 +27,7 @@ def optimized(path):
     file = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     meta_graph = meta_graph_pb2.MetaGraphDef()
     meta_graph.CopyFrom(file.meta_graphs[0])
-    return [node.op for node in grappler.fuse(meta_graph).node]
+    return [node.op for node in grappler.fuse(meta_graph, ()).node]
 
 
 def residual(activation, convolution=layers.Conv2D, batch_size=None):
@@ -135,7 +135,7 @@ def test_a_filter_that_is_computed_is_not_packed_once():
         graph_def=graph.as_graph_def(), signature_def={"serving_default": signature}
     )
     meta_graph.meta_info_def.tags.append("serve")
-    by_filter = {node.input[1]: node.op for node in grappler.fuse(meta_graph).node if "Conv2D" in node.op}
+    by_filter = {node.input[1]: node.op for node in grappler.fuse(meta_graph, ()).node if "Conv2D" in node.op}
     assert by_filter.pop("filters") in ("Conv2D", "_FusedConv2D")
     assert all(op.startswith("_MklNative") for op in by_filter.values()) and by_filter
 
