@@ -6,8 +6,10 @@ one fails there first. TensorFlow need not be installed: it is imported where a 
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from keras_bn.errors import KerasBNError
@@ -48,8 +50,8 @@ _PACKED = {
 }
 
 
-def pack_filter_once(node: Any) -> None:
-    """Make a NodeDef with a fixed filter the operation of oneDNN, which packs the filter at the first call.
+def use_onednn(node: Any, *, fixed_filter: bool) -> None:
+    """Make a NodeDef the operation of oneDNN, which packs a fixed filter at the first call.
 
     TensorFlow makes the same of it when it loads a graph, but packs the filter at every call unless it is a
     constant. The environment variable TF_ONEDNN_ASSUME_FROZEN_WEIGHTS=1 does so for all operations of a
@@ -58,7 +60,29 @@ def pack_filter_once(node: Any) -> None:
     if node.op in _PACKED and node.attr["T"].type in (1, 14):  # float32, bfloat16
         node.op = f"_MklNative{node.op.removeprefix('_')}"
         node.attr["_kernel"].s = b"MklNameChangeOp"
-        node.attr["is_filter_const"].b = True
+        node.attr["is_filter_const"].b = fixed_filter
+
+
+# The conversion to 16 bits takes its lists of operations from the environment: those that it never converts,
+# and those that it converts only beside others.
+_NEVER_CONVERTED = "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_DENYLIST_ADD"
+_NOT_BETWEEN_CONVERTED = "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_CLEARLIST_REMOVE"
+
+
+@contextmanager
+def never_converted(operations: Sequence[str]) -> Iterator[None]:
+    """Let the conversion to 16 bits leave these operations alone."""
+    names = ",".join(operations)
+    before = {name: os.environ.get(name) for name in (_NEVER_CONVERTED, _NOT_BETWEEN_CONVERTED)}
+    os.environ.update({name: ",".join(filter(None, [value, names])) for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def is_compiled_function(value: Any) -> bool:

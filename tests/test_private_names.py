@@ -1,5 +1,7 @@
 """Every private name of Keras and TensorFlow that the package uses exists and means what we take it for."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -191,11 +193,12 @@ def test_optimize_graph_folds_constants():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
+@pytest.mark.parametrize("fixed_filter", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_operations_of_onednn_answer_as_those_they_stand_for(dtype):
+def test_operations_of_onednn_answer_as_those_they_stand_for(dtype, fixed_filter):
     import tensorflow as tf
 
-    from keras_bn._tensorflow import pack_filter_once
+    from keras_bn._tensorflow import use_onednn
 
     random = np.random.default_rng(0)
     with tf.Graph().as_default() as graph:
@@ -208,13 +211,47 @@ def test_operations_of_onednn_answer_as_those_they_stand_for(dtype):
     for change in (False, True):
         definition = graph.as_graph_def()
         for node in definition.node if change else ():
-            pack_filter_once(node)
+            use_onednn(node, fixed_filter=fixed_filter)
         assert any(node.op == "_MklNativeConv2D" for node in definition.node) == change
         with tf.compat.v1.Session(graph=tf.Graph()) as session:
             fetches = tf.import_graph_def(definition, return_elements=["full:0", "depthwise_only:0"])
             answers.append(session.run(fetches, {"import/x:0": value}))
     for plain, packed in zip(*answers, strict=True):
         np.testing.assert_allclose(packed.astype("float32"), plain.astype("float32"), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="asks TensorFlow")
+@pytest.mark.parametrize("before", [None, "MatrixInverse"])
+def test_operations_are_kept_from_the_conversion_to_16_bits(monkeypatch, before):
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
+
+    from keras_bn._tensorflow import never_converted, optimize_graph
+
+    variable = "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_DENYLIST_ADD"
+    if before is None:
+        monkeypatch.delenv(variable, raising=False)
+    else:
+        monkeypatch.setenv(variable, before)
+    with tf.Graph().as_default() as graph, tf.device("/job:localhost/replica:0/task:0/device:CPU:0"):
+        x = tf.compat.v1.placeholder("float32", [4, 4], "x")
+        tf.identity(tf.matmul(tf.matmul(x, tf.ones([4, 4])), tf.ones([4, 4])), "y")
+    meta_graph = meta_graph_pb2.MetaGraphDef(graph_def=graph.as_graph_def())
+    meta_graph.signature_def["s"].outputs["y"].name = "y:0"
+    config = config_pb2.ConfigProto()
+    config.graph_options.rewrite_options.min_graph_nodes = -1
+    config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = (
+        rewriter_config_pb2.RewriterConfig.ON
+    )
+
+    def converted():
+        nodes = optimize_graph(meta_graph, config).node
+        return [node for node in nodes if node.op == "MatMul" and node.attr["T"].type == tf.bfloat16]
+
+    with never_converted(["MatMul"]):
+        assert not converted()
+    assert os.environ.get(variable) == before
+    assert converted()
 
 
 def test_weights_of_keras_layer_are_found_in_the_place_of_another_class(tmp_path):

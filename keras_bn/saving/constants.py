@@ -26,6 +26,16 @@ def constant_node(graph: graph_pb2.GraphDef, name: str, value: object, dtype: in
     return node
 
 
+def write_bfloat16_as_bytes(graph: graph_pb2.GraphDef) -> None:
+    """Write constants of bfloat16 as bytes, the only one of a tensor's forms in which OpenVINO reads them."""
+    for node in graph.node:
+        if node.op == "Const" and node.attr["dtype"].type == tf.bfloat16.as_datatype_enum:
+            tensor = node.attr["value"].tensor
+            if not tensor.tensor_content:
+                tensor.tensor_content = tf.make_ndarray(tensor).tobytes()
+                tensor.ClearField("half_val")
+
+
 def prune(graph: graph_pb2.GraphDef, fetches: Iterable[str]) -> graph_pb2.GraphDef:
     """The part of `graph` that its placeholders and `fetches` need."""
     nodes = {node.name: node for node in graph.node}

@@ -1,16 +1,15 @@
-"""Operations written so that the optimizer of TensorFlow fuses them with convolutions, correctly."""
+"""Operations written so that the optimizer of TensorFlow fuses them with convolutions."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2
+from tensorflow.core.framework import graph_pb2, node_def_pb2
 
 from keras_bn.saving.constants import constant_node, prune, tensor_name
 
 _ADDITIONS = {"Add", "AddV2", "AddN"}
 _FUSED_AFTER_BIAS = {"Relu", "Relu6", "Elu", "LeakyRelu", "Add", "AddV2"}
-_DEFAULT_SLOPE = 0.2
 _PRODUCTS = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
 
 
@@ -52,55 +51,6 @@ def _is_one(nodes: dict[str, node_def_pb2.NodeDef], read: str) -> bool:
     if node.op != "Const" or node.attr["value"].tensor.tensor_shape.dim:
         return False
     return bool(tf.make_ndarray(node.attr["value"].tensor) == 1)
-
-
-def keep_slopes(graph: graph_pb2.GraphDef) -> None:
-    """Write LeakyRelu after an addition as max(x, slope * x), in `graph` and in its functions.
-
-    The optimizer (TensorFlow 2.21, on a CPU with oneDNN) fuses a convolution, its bias, an addition and
-    LeakyRelu into one operation and loses the slope, so that the result is that of a slope of 0.2. It fuses
-    the maximum into the same operation with its slope.
-    """
-    _keep_slopes(graph)
-    for function in graph.library.function:
-        # What reads an output in a function names it as the operation does: "activations" here, "z" there.
-        replaced = _keep_slopes(function)
-        old = {f"{name}:activations:0": f"{name}:z:0" for name in replaced}
-        for node in function.node_def:
-            for position, read in enumerate(node.input):
-                node.input[position] = old.get(read, read)
-        for name, read in function.ret.items():
-            function.ret[name] = old.get(read, read)
-
-
-def _keep_slopes(owner: graph_pb2.GraphDef | function_pb2.FunctionDef) -> list[str]:
-    """Replace the nodes of a graph or a function, and return their names."""
-    in_function = isinstance(owner, function_pb2.FunctionDef)
-    nodes = owner.node_def if in_function else owner.node
-    by_name = {node.name: node for node in nodes}
-    replaced = [node for node in nodes if node.op == "LeakyRelu" and _reads_addition(node, by_name)]
-    for node in replaced:
-        # A SavedModel leaves out attributes that have their default.
-        dtype = node.attr["T"].type if "T" in node.attr else tf.float32.as_datatype_enum
-        slope = node.attr["alpha"].f if "alpha" in node.attr else _DEFAULT_SLOPE
-        read = node.input[0]
-        constant = nodes.add(name=f"{node.name}/slope", op="Const")
-        constant.attr["dtype"].type = dtype
-        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(slope, dtype=dtype))
-        scaled = nodes.add(name=f"{node.name}/scaled", op="Mul")
-        scaled.input[:] = [read, f"{constant.name}:output:0" if in_function else constant.name]
-        scaled.attr["T"].type = node.attr["T"].type = dtype
-        node.op = "Maximum" if slope <= 1 else "Minimum"
-        node.input.insert(1, f"{scaled.name}:z:0" if in_function else scaled.name)  # before control inputs
-        node.attr.pop("alpha", None)
-    return [node.name for node in replaced]
-
-
-def _reads_addition(node: node_def_pb2.NodeDef, by_name: dict[str, node_def_pb2.NodeDef]) -> bool:
-    before = by_name.get(tensor_name(node.input[0]))
-    while before is not None and before.op == "Identity":
-        before = by_name.get(tensor_name(before.input[0]))
-    return before is not None and before.op in _ADDITIONS
 
 
 def give_biases(graph: graph_pb2.GraphDef, fetches: list[str]) -> None:

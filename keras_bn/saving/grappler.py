@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -10,12 +11,24 @@ from numpy.typing import NDArray
 from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
-from keras_bn._tensorflow import optimize_graph, pack_filter_once
+from keras_bn._tensorflow import never_converted, optimize_graph, use_onednn
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.constants import tensor_name
 
 _CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
-_PRODUCTS = {"Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul", "BatchMatMul", "BatchMatMulV2"}
+_PRODUCTS = {
+    *("Conv2D", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropInputV2", "DepthwiseConv2dNative"),
+    *("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"),
+}
+# A list of tensors and the loop that fills it, as in an RNN. The loop's body is converted by itself, so what
+# enters and leaves it stays as it is.
+_LOOPS = (
+    *("While", "StatelessWhile", "EmptyTensorList", "TensorListConcat", "TensorListConcatLists"),
+    *("TensorListConcatV2", "TensorListFromTensor", "TensorListGather", "TensorListGetItem"),
+    *("TensorListLength", "TensorListPopBack", "TensorListPushBack", "TensorListPushBackBatch"),
+    *("TensorListReserve", "TensorListResize", "TensorListScatter", "TensorListScatterIntoExistingList"),
+    *("TensorListScatterV2", "TensorListSetItem", "TensorListSplit", "TensorListStack"),
+)
 
 # The optimizations that the runtime applies to every graph. There is no switch for all of them.
 _OPTIMIZERS = (
@@ -49,9 +62,12 @@ def to_bfloat16(
         setattr(options, name, rewriter_config_pb2.RewriterConfig.OFF)
     options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
     options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
-    converted = _optimized(meta_graph_pb2.MetaGraphDef(graph_def=graph, signature_def=signatures), config)
+    with never_converted(_LOOPS):
+        converted = _optimized(meta_graph_pb2.MetaGraphDef(graph_def=graph, signature_def=signatures), config)
     narrow = tf.bfloat16.as_datatype_enum
-    if not any(node.op in _PRODUCTS and node.attr["T"].type == narrow for node in converted.node):
+    functions = (function.node_def for function in converted.library.function)
+    nodes = itertools.chain(converted.node, *functions)
+    if not any(node.op in _PRODUCTS and node.attr["T"].type == narrow for node in nodes):
         raise KerasBNError(
             "precision='bfloat16' changes nothing: the graph has no convolution or matrix product in "
             "float32, or TensorFlow on this machine has no oneDNN; export with precision='float32'."
@@ -95,14 +111,15 @@ def narrow_weights(graph: graph_pb2.GraphDef, weights: Mapping[str, NDArray[Any]
 def fuse(meta_graph: meta_graph_pb2.MetaGraphDef, weights: Container[str]) -> graph_pb2.GraphDef:
     """The graph of `meta_graph` as TensorFlow optimizes it when it is loaded, for a CPU.
 
-    Convolutions and matrix products with constant filters pack them once, which the runtime itself does only
-    as long as the filters are constants. Here they may become variables, and the placeholders `weights` will.
+    Convolutions and matrix products become operations of oneDNN. Those with constant filters pack them once,
+    which the runtime itself does only as long as the filters are constants. Here they may become variables,
+    and the placeholders `weights` will.
     """
     graph = _optimized(meta_graph, config_pb2.ConfigProto())
     constants = {node.name for node in graph.node if node.op == "Const" or node.name in weights}
     for node in graph.node:
-        if len(node.input) > 1 and tensor_name(node.input[1]) in constants:
-            pack_filter_once(node)
+        if len(node.input) > 1:
+            use_onednn(node, fixed_filter=tensor_name(node.input[1]) in constants)
     return graph
 
 

@@ -12,10 +12,11 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
-from keras_bn.saving.constants import fold_constants, tensor_name
+from keras_bn.saving.constants import fold_constants, tensor_name, write_bfloat16_as_bytes
 from keras_bn.saving.depthwise import write_depthwise
+from keras_bn.saving.faulty_fusions import avoid_faulty_fusions
 from keras_bn.saving.graph_fold import fold_graph
-from keras_bn.saving.graph_fusion import give_biases, keep_slopes, skip_identities
+from keras_bn.saving.graph_fusion import give_biases, skip_identities
 from keras_bn.saving.grappler import fuse, narrow_weights, to_bfloat16
 from keras_bn.saving.guard import guard
 from keras_bn.saving.images import Decoder
@@ -132,11 +133,12 @@ def _write_graph(signature: Signature, serve: Any, decode: Any | None, folder: P
     if options.fold:
         graph, folded = fold_graph(graph, fetches)
     graph = skip_identities(graph, fetches)
-    keep_slopes(graph)
     give_biases(graph, fetches)
+    avoid_faulty_fusions(graph)
     if options.bfloat16:
         graph = fold_constants(to_bfloat16(graph, signatures), fetches)
         variables = narrow_weights(graph, variables)
+    write_bfloat16_as_bytes(graph)
     if decode is not None:
         (pixels,) = inputs.values()
         graph, image_bytes = _decoding_before(graph, pixels, decode)
@@ -240,6 +242,6 @@ def _write_objects(model: keras.Model, serve: Any, decode: Any | None, folder: P
     tf.saved_model.save(module, str(folder), signatures=signatures)
     file = folder / "saved_model.pb"
     saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
-    keep_slopes(saved_model.meta_graphs[0].graph_def)
+    avoid_faulty_fusions(saved_model.meta_graphs[0].graph_def)
     guard(saved_model.meta_graphs[0])
     file.write_bytes(saved_model.SerializeToString())

@@ -152,8 +152,15 @@ class _Network:
                 self._seen[key] += 1
             if self._seen[key] == _OFTEN and len(self._static) < _MOST_SHAPES:
                 shaped = {name: np.empty(array.shape, array.dtype) for name, array in feeds.items()}
-                threading.Thread(target=self._compile_for, args=(shaped,), daemon=True).start()
+                threading.Thread(target=self._try_to_compile_for, args=(shaped,), daemon=True).start()
             return self._any
+
+    def _try_to_compile_for(self, feeds: Mapping[str, np.ndarray]) -> None:
+        try:
+            self._compile_for(feeds)
+        except RuntimeError as error:  # the network for any shape goes on
+            what = "OpenVINO compiled no network for requests of the shapes %s alone: %s"
+            _log.warning(what, list(_key(feeds)), _what_it_says(error))
 
     def _compile_for(self, feeds: Mapping[str, np.ndarray]) -> None:
         model = self._model.clone()
