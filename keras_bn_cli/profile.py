@@ -45,7 +45,7 @@ def profile(
     Runs the newest version (in float32 and, if exported, bfloat16) with several numbers of threads, batch
     sizes and clients. Prints a table, and the settings with the lowest latency and with the highest
     throughput: flags and batching fields for tensorflow_model_server, and resources of its container. The
-    model runs in the tensorflow_model_server on PATH if there is one, and otherwise in a session of this
+    model runs in the tensorflow_model_server on PATH if there is one, and otherwise in a session of a fresh
     process.
 
     \b

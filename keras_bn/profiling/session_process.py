@@ -19,20 +19,15 @@ import tensorflow as tf
 
 from keras_bn.profiling.in_process import requests, resident
 from keras_bn.profiling.measurement import Setting, ask, measured
+from keras_bn.saving.session import session_config
 
 
 def load(path: Path, threads: int) -> tuple[tf.compat.v1.Session, dict[str, str], dict[str, str]]:
-    """A session with a version, and the tensors that are its inputs and outputs, by name.
-
-    A server heeds `assets.extra/saved_model_config.pb`, which keras_bn writes to leave out the optimizer.
-    """
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=threads,
-        inter_op_parallelism_threads=threads,
-        use_per_session_threads=True,
-    )
-    without_optimizer = (path / "assets.extra" / "saved_model_config.pb").exists()
-    config.graph_options.rewrite_options.disable_meta_optimizer = without_optimizer
+    """A session with a version, and the tensors that are its inputs and outputs, by name."""
+    config = session_config(path)
+    config.intra_op_parallelism_threads = threads
+    config.inter_op_parallelism_threads = threads
+    config.use_per_session_threads = True
     session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     with session.graph.as_default():
         meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))

@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_bn.errors import KerasBNError
 from keras_bn.saving.examples import Tensors, batch_size
+from keras_bn.saving.record import EXTRA
 
 _FUSED = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
 
@@ -41,7 +42,7 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
     if not tf.saved_model.contains_saved_model(str(path)):
         raise KerasBNError(f"{path} holds no SavedModel; give the folder that has saved_model.pb in it.")
     # Closed, but not made the default: what the caller computes meanwhile stays eager.
-    with closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
+    with closing(tf.compat.v1.Session(graph=tf.Graph(), config=session_config(path))) as session:
         try:
             with session.graph.as_default(), _without_deprecation():
                 meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(path))
@@ -67,6 +68,17 @@ def servable(path: str | os.PathLike[str], signature: str) -> Iterator[Servable]
             _in_training(meta_graph.graph_def),
             run,
         )
+
+
+def session_config(path: str | os.PathLike[str]) -> tf.compat.v1.ConfigProto:
+    """The configuration with which TensorFlow Serving loads a version.
+
+    It heeds `assets.extra/saved_model_config.pb`, which keras_bn writes to leave out TensorFlow's optimizer.
+    """
+    config = tf.compat.v1.ConfigProto()
+    without_optimizer = (Path(path) / EXTRA / "saved_model_config.pb").exists()
+    config.graph_options.rewrite_options.disable_meta_optimizer = without_optimizer
+    return config
 
 
 @contextmanager

@@ -84,6 +84,22 @@ def test_without_the_optimizer_where_constants_are_large(tmp_path, large):
     assert (path / "assets.extra" / "saved_model_config.pb").read_bytes() == b"\x0a\x02\x18\x01"
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_it_is_checked_as_a_server_runs_it(tmp_path, monkeypatch, fused):
+    configs = []
+    session = tf.compat.v1.Session
+
+    def spy(*args, config=None, **kwargs):
+        configs.append(config)
+        return session(*args, config=config, **kwargs)
+
+    path = keras_bn.export(network(), tmp_path, fused=fused)
+    monkeypatch.setattr(tf.compat.v1, "Session", spy)
+    keras_bn.verify_inference_mode(path)
+    (config,) = configs
+    assert config.graph_options.rewrite_options.disable_meta_optimizer == fused
+
+
 def test_layers_may_be_called_as_the_variables_are(tmp_path, large):
     model, images = network(name="weights"), normal(2, 8, 8, 3)
     path = keras_bn.export(model, tmp_path, examples=images)
