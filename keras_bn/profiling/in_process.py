@@ -49,8 +49,8 @@ def engine(path: Path, setting: Setting) -> Iterator[Callable[[Setting, float], 
             if not line:
                 process.wait()
                 log.seek(0)
-                last = log.read().strip().splitlines()[-1:]
-                raise KerasBNError(f"{path} could not be run: {' '.join(last)}")
+                said = " ".join(log.read().strip().splitlines()[-1:])
+                raise KerasBNError(f"{path} could not be run: {said.rpartition('KerasBNError: ')[2]}")
             return line
 
         def measure(asked: Setting, seconds: float) -> Measurement:
@@ -73,12 +73,29 @@ def _environment() -> dict[str, str]:
 
 
 def requests(path: Path, rows: int) -> dict[str, np.ndarray]:
-    """Made-up inputs of `rows` examples for the default signature of a version."""
+    """Inputs of `rows` examples for the default signature of a version.
+
+    They are the rows of its warm-up request, repeated, or made up if it has none.
+    """
+    from keras_bn.saving import request_log, warm_up
+    from keras_bn.saving.record import EXTRA
     from keras_bn.saving.session import signature_inputs
 
     inputs = signature_inputs(path)
-    fixed = batch_size(inputs)
-    return next(generated(inputs, fixed or rows))
+    count = batch_size(inputs) or rows
+    file = path / EXTRA / warm_up.FILE
+    for request in request_log.read(file) if file.exists() else ():
+        if request.keys() == inputs.keys() and all(map(len, filter(np.ndim, request.values()))):
+            return {
+                name: np.resize(values, (count, *values.shape[1:])) if values.ndim else values
+                for name, values in request.items()
+            }
+    try:
+        return next(generated(inputs, count))
+    except KerasBNError as error:
+        raise KerasBNError(
+            f"{error} Examples are given to keras_bn.export, as `examples` or `warmup`."
+        ) from error
 
 
 def resident(process: int) -> int:

@@ -46,8 +46,8 @@ def profile(
         A `Plan` with the measurements and the best settings. It prints as a table.
 
     Raises:
-        KerasBNError: If the folder holds no version; if the time is not positive; if the model takes inputs
-            for which no example values can be generated; or if TensorFlow is not installed.
+        KerasBNError: If the folder holds no version; if the time is not positive; if the version has no
+            warm-up request, and its inputs cannot be made up; or if TensorFlow is not installed.
     """
     require_tensorflow("keras_bn.profiling")
     if not seconds > 0:

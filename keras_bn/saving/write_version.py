@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version as installed
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def write_version(
 ) -> Path:
     """See `keras_bn.export`, which has the same arguments."""
     check_target(base_path, version)
-    _check_arguments(precision, tolerance, batch_sizes)
+    _check_arguments(precision, tolerance, batch_sizes, fused)
     signature = predict_signature(model, examples)
     named, warmup = signature.by_name(examples), signature.by_name(warmup)
     decoder = None if image_bytes is None else images.decoder(signature.inputs, image_bytes)
@@ -83,7 +85,7 @@ def write_version(
             allowed = tolerance or (checked.check.tolerance if precision == "float32" else 0.05)
             compared = checked.inputs if examples is None else batches[0]
             weights = model.variables if tolerance is None and precision == "float32" else ()
-            fidelity = compare(signature, served, compared, what, allowed, weights)
+            fidelity = compare(signature, served, compared, what, float(allowed), weights)
         checks = [checked.check]
         if decoder is not None:
             files = {IMAGE_BYTES: images.made_up(decoder)}
@@ -109,13 +111,22 @@ def write_version(
     return publish(base_path, version, write)
 
 
-def _check_arguments(precision: str, tolerance: float | None, batch_sizes: Sequence[int] | None) -> None:
+def _check_arguments(precision: str, tolerance: Any, batch_sizes: Any, fused: Any) -> None:
     if precision not in ("float32", "bfloat16"):
         raise KerasBNError(f"precision must be 'float32' or 'bfloat16'; got {precision!r}.")
-    if tolerance is not None and not tolerance > 0:
-        raise KerasBNError(f"tolerance must be a number above 0, or None; got {tolerance!r}.")
-    if any(not isinstance(size, int) or size < 1 for size in batch_sizes or ()):
-        raise KerasBNError(f"batch_sizes must be integers of at least 1; got {list(batch_sizes or ())}.")
+    if not isinstance(fused, bool):
+        raise KerasBNError(f"fused must be True or False; got {fused!r}.")
+    number = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (number and 0 < tolerance < math.inf):
+        raise KerasBNError(f"tolerance must be a finite number above 0, or None; got {tolerance!r}.")
+    if batch_sizes is None:
+        return
+    sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
+    integers = all(isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in sizes)
+    if not sizes or not integers or min(sizes) < 1:
+        raise KerasBNError(
+            f"batch_sizes must be a sequence of integers of at least 1, or None; got {batch_sizes!r}."
+        )
 
 
 def _folded(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:

@@ -56,6 +56,19 @@ def test_memory_does_not_depend_on_what_this_process_holds(base_path):
     assert alone > 0 and abs(memory() - alone) < held.nbytes / 4
 
 
+def test_requests_are_those_of_the_warm_up(tmp_path):
+    inputs = keras.Input((1,), name="word", dtype="string")
+    x = keras.layers.Embedding(10, 3)(keras.layers.Hashing(10)(inputs))
+    model, words = keras.Model(inputs, keras.layers.Flatten()(x)), np.array([["a"], ["bc"]], object)
+    path = keras_bn.export(model, tmp_path / "m", examples=words, warmup=words)
+    assert in_process.requests(path, 3)["word"].tolist() == [[b"a"], [b"bc"], [b"a"]]
+    path = keras_bn.export(model, tmp_path / "m", examples=words, warmup=False)
+    with pytest.raises(
+        keras_bn.KerasBNError, match=r"takes strings.* given to keras_bn.export, as `examples`"
+    ):
+        in_process.requests(path, 3)
+
+
 def test_a_version_that_cannot_be_run_says_why(base_path, tmp_path):
     version = tmp_path / "1"
     version.mkdir()

@@ -8,8 +8,8 @@ The schema is TF Serving's in field names and numbers, with two liberties that t
 enum is declared int32, and a *packed* repeated field of fixed-size values is declared `bytes`, since that
 is what it is on the wire. NumPy then reads it with no loop over the values.
 
-The messages of configuration files are those that tensorflow-serving-api leaves out. They are only ever
-read as text, so their field numbers do not matter.
+The messages of configuration files are those that tensorflow-serving-api leaves out. Except for
+SavedModelConfig, they are only ever read as text, so their field numbers do not matter.
 """
 
 import re
@@ -84,6 +84,9 @@ message ModelConfigList { repeated ModelConfig config = 1; }
 message ModelServerConfig { ModelConfigList model_config_list = 1; }
 message ReloadConfigRequest { ModelServerConfig config = 1; }
 message ReloadConfigResponse { StatusProto status = 1; }
+
+message SessionOverrides { bool disable_meta_optimizer = 3; }
+message SavedModelConfig { SessionOverrides session_overrides = 1; }
 
 message BatchingParameters {
   Int64Value max_batch_size = 1; Int64Value batch_timeout_micros = 2; Int64Value max_enqueued_batches = 3;

@@ -6,22 +6,27 @@ function under it is called; it is not part of TensorFlow's public API, and used
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session as c_api
 
 from keras_bn_serving.local_server.engines.engine import Options
 from keras_bn_serving.local_server.status import from_exception
 from keras_bn_serving.wire.errors import DataLossError, InvalidArgumentError, NotFoundError, with_code
+from keras_bn_serving.wire.messages import MESSAGES
 
 # Operations whose kernels (oneDNN's, the default on x86) look up a dimension before they check that there is
 # one, which aborts the process. Found by feeding the operations of convolutional and dense networks tensors
 # of other ranks; these raise for wrong sizes of the right rank.
 _ABORTING = frozenset(("Conv2D", "Conv2DBackpropFilter", "Conv3D", "DepthwiseConv2dNative", "MaxPool3D"))
+
+_log = logging.getLogger(__name__)
 
 
 class TensorFlow:
@@ -32,7 +37,7 @@ class TensorFlow:
         if not any(os.path.isfile(os.path.join(path, f"saved_model.{kind}")) for kind in ("pb", "pbtxt")):
             what = "Specified file path does not appear to contain a SavedModel bundle"
             raise NotFoundError(f"{what} (should have a file called `saved_model.pb`): {path}")
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=options.session)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=_config(path, options.session))
         self._outputs: dict[str, object] = {}
         try:
             with self._session.graph.as_default():
@@ -101,6 +106,22 @@ class TensorFlow:
                 raise with_code(code, str(error)) from None
             self._outputs[name] = tensor._as_tf_output()
         return self._outputs[name]
+
+
+def _config(path: str, given: tf.compat.v1.ConfigProto | None) -> tf.compat.v1.ConfigProto:
+    """The configuration of a session, in which a version may leave out TensorFlow's graph optimizer."""
+    config = tf.compat.v1.ConfigProto()
+    if given is not None:
+        config.CopyFrom(given)
+    file = os.path.join(path, "assets.extra", "saved_model_config.pb")
+    if os.path.isfile(file):
+        try:
+            with open(file, "rb") as opened:
+                overrides = MESSAGES["SavedModelConfig"].FromString(opened.read()).session_overrides
+            config.graph_options.rewrite_options.disable_meta_optimizer = overrides.disable_meta_optimizer
+        except (OSError, DecodeError) as error:
+            _log.warning("%s is ignored: %s", file, error)
+    return config
 
 
 def _fragile_inputs(meta_graph: meta_graph_pb2.MetaGraphDef) -> dict[str, tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,39 @@ def three(models: Path) -> Iterator[TensorFlow]:
     executor = _executor(models / "three")
     yield executor
     executor.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "disabled"),
+    [
+        (None, False),
+        (b"", False),
+        (b"\x0a\x02\x18\x01", True),
+        (b"\x0a\x02\x18\x00", False),
+        (b"junk", False),
+    ],
+)
+def test_a_version_may_leave_out_the_optimizer(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None, disabled: bool
+) -> None:
+    shutil.copytree(models / "three" / "1", tmp_path / "1")
+    if data is not None:
+        (tmp_path / "1" / "assets.extra").mkdir(exist_ok=True)
+        (tmp_path / "1" / "assets.extra" / "saved_model_config.pb").write_bytes(data)
+    configs = []
+    session = tf.compat.v1.Session
+
+    def spy(*, graph: tf.Graph, config: tf.compat.v1.ConfigProto) -> tf.compat.v1.Session:
+        configs.append(config)
+        return session(graph=graph, config=config)
+
+    monkeypatch.setattr(tf.compat.v1, "Session", spy)
+    given = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1)
+    TensorFlow(str(tmp_path / "1"), Options(session=given)).close()
+    (config,) = configs
+    assert config.intra_op_parallelism_threads == 1
+    assert config.graph_options.rewrite_options.disable_meta_optimizer == disabled
+    assert not given.graph_options.rewrite_options.disable_meta_optimizer, "other versions keep theirs"
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (0,), (2, 3), (1, 1, 1, 2)])
