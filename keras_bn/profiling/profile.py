@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -123,11 +122,9 @@ def _versions(base: Path) -> dict[str, Path]:
 
 
 def _precision(version: Path) -> str:
-    from keras_bn.saving.record import EXTRA, RECORD
+    from keras_bn.saving.record import read_record
 
     try:
-        return str(
-            json.loads((version / EXTRA / RECORD).read_text(encoding="utf-8")).get("precision", "float32")
-        )
-    except (OSError, ValueError):
+        return str(read_record(version).get("precision", "float32"))
+    except (OSError, KerasBNError):
         return "float32"  # written by another tool

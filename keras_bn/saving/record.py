@@ -23,7 +23,11 @@ def write_record(folder: Path, entries: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record of the version in `folder`."""
+    """The record of the version in `folder`.
+
+    Raises:
+        KerasBNError: If there is none, or if it is damaged.
+    """
     file = Path(folder) / EXTRA / RECORD
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
@@ -31,3 +35,5 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise KerasBNError(
             f"{folder} has no {EXTRA}/{RECORD}; give the version folder that keras_bn.export returned."
         ) from error
+    except (ValueError, TypeError) as error:
+        raise KerasBNError(f"{file} is damaged ({error}); export the model again.") from error
