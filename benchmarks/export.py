@@ -176,8 +176,9 @@ def convert(runtime: str, name: str, version: Path, folder: Path) -> Path:
     if runtime == runtimes.ONNX:
         import tf2onnx  # noqa: F401 - Keras needs it for the file
 
-        file = folder / "model.onnx"
-        network(name).export(file, format="onnx", verbose=False)
+        file, model = folder / "model.onnx", network(name)
+        model(images(1))  # Keras refuses to write a model that was never called
+        model.export(file, format="onnx", verbose=False)
         return file
     return version
 
