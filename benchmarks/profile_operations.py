@@ -2,7 +2,7 @@
 
 `python -m benchmarks.profile_operations [network ...]` takes names of `keras.applications` and prints a
 Markdown table. `--results FILE` keeps the results of earlier calls, so that the networks can be measured one
-by one. One thread runs one 224x224 image at a time, so that the times of the operations add up. The
+by one. One 224x224 image is run at a time and one operation after the other, so that their times add up. The
 graph is run as TensorFlow Serving runs it: a version's `saved_model_config.pb` is heeded.
 """
 
@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import keras_bn
 from benchmarks.networks import images, network, session
-from benchmarks.timing import machine, table
+from benchmarks.timing import machine, pin_threads, table
 
 NETWORKS = (
     "MobileNetV2",
@@ -39,9 +39,9 @@ NETWORKS = (
     "ConvNeXtTiny",
 )
 TEXT = """
-Milliseconds of one 224x224 image on one thread, and the share of each kind of operation in percent. A
-convolution or matrix product includes what TensorFlow fuses into it. The others are passes over memory of
-their own. "Moved" is what only moves data: variables that are read, reshaped, cast or copied tensors.
+Milliseconds of one 224x224 image, one operation after the other on two threads, and the share of each kind of
+operation in percent. A convolution or matrix product includes what TensorFlow fuses into it. The others are
+passes over memory of their own. "Moved" is what only moves data: variables that are read, reshaped, cast or copied tensors.
 """
 # The first kind whose words occur in the name of an operation.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -89,6 +89,7 @@ def by_kind(seconds: Counter[str]) -> Counter[str]:
 
 def profiled(path: Path, value: np.ndarray) -> Counter[str]:
     """Seconds per run of each operation of a version."""
+    # One thread starts operations. Those that they run on are the process's, of which there are two here.
     opened, fed, fetched = session(path, threads=1)
     with opened:
         return operations(opened, fed, fetched, value)
@@ -119,6 +120,7 @@ def rows(name: str) -> list[list[str]]:
 
 
 def main(names: Sequence[str], results: Path | None) -> None:
+    pin_threads()
     found: dict[str, list[list[str]]] = (
         json.loads(results.read_text()) if results and results.exists() else {}
     )
