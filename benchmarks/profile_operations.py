@@ -40,8 +40,9 @@ NETWORKS = (
 )
 TEXT = """
 Milliseconds of one 224x224 image, one operation after the other on two threads, and the share of each kind
-of operation in percent. A convolution or matrix product includes what TensorFlow fuses into it. The others are
-passes over memory of their own. "Moved" is what only moves data: variables that are read, reshaped, cast or copied tensors.
+of operation in percent. A convolution or matrix product includes what TensorFlow fuses into it. The others
+are passes over memory of their own. "Moved" is what only moves data: variables that are read, reshaped, cast
+or copied tensors.
 """
 # The first kind whose words occur in the name of an operation.
 KINDS: dict[str, tuple[str, ...]] = {
