@@ -59,7 +59,9 @@ def publish(base_path: PathLike, version: int | None, write: Callable[[Path], No
             with suppress(OSError):
                 folder.rmdir()
         if isinstance(error, (OSError, tf.errors.OpError)):
-            raise KerasBNError(f"could not write a version into {base}: {error}.") from error
+            # TensorFlow lists calls before the reason, and the operation and more calls after it.
+            reason = str(getattr(error, "message", error)).partition("\n\t [[")[0].strip().rpartition("\n")[2]
+            raise KerasBNError(f"could not write a version into {base}: {reason}.") from error
         raise
 
 
