@@ -338,6 +338,8 @@ def test_a_command_prints_none_of_tensorflows_log_lines(folder):
 def test_ctrl_c_while_the_backend_is_imported_ends_without_a_traceback(folder):
     code = """
 import builtins, os, signal, sys
+# What is started in the background ignores the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 original = builtins.__import__
 def interrupting(name, *arguments, **options):
     if name == "keras":

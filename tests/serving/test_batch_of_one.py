@@ -26,8 +26,9 @@ from keras_bn_serving.client import Client
 from tests.serving.golden.process import Server
 
 COUNT = 24
-# Of the largest output: sums of up to 576 float32 products in another order, in 16 layers; 2e-7 was seen.
-ROUNDING = 1e-6
+# Of the largest output: sums of up to 576 float32 products in another order, in 16 layers. A matrix product
+# of one row has a kernel of its own, whose sums err by 4e-7. 1e-6 was seen.
+ROUNDING = 4e-6
 BATCHING = "max_batch_size {{ value: 8 }} batch_timeout_micros {{ value: 20000 }} {}"
 SERVERS = {
     "alone": None,
