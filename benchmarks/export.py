@@ -99,7 +99,7 @@ def measure(name: str) -> dict[str, Any]:
         image = folder / "image.npy"
         np.save(image, images(1))
         made = _apart(make, name, folder)
-        for runtime in runtimes.OTHERS:
+        for runtime in runtimes.CONVERTED:
             try:
                 made.files[runtime] = _apart(convert, runtime, name, made.versions[OURS], folder)
             except ImportError as error:
@@ -157,12 +157,12 @@ def make(name: str, folder: Path) -> Made:
         made.versions[version] = keras_bn.export(
             model, folder / "ours", examples=images(4, seed=1), tolerance=0.2, **options
         )
+    made.files |= dict.fromkeys((runtimes.OPENVINO, runtimes.OPENVINO_NARROW), made.versions[OURS])
     return made
 
 
 def convert(runtime: str, name: str, version: Path, folder: Path) -> Path:
-    """The file or version that another runtime opens: Keras's ONNX file of the network in ONNX Runtime,
-    `version` in the others.
+    """The file that one of `runtimes.CONVERTED` opens: of `version`, or Keras's ONNX file of the network.
 
     Raises:
         ImportError: If a package is missing.
@@ -173,14 +173,12 @@ def convert(runtime: str, name: str, version: Path, folder: Path) -> Path:
         file = folder / "version.tflite"
         file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(version)).convert())
         return file
-    if runtime == runtimes.ONNX:
-        import tf2onnx  # noqa: F401 - Keras needs it for the file
+    import tf2onnx  # noqa: F401 - Keras needs it for the file
 
-        file, model = folder / "model.onnx", network(name)
-        model(images(1))  # Keras refuses to write a model that was never called
-        model.export(file, format="onnx", verbose=False)
-        return file
-    return version
+    file, model = folder / "model.onnx", network(name)
+    model(images(1))  # Keras refuses to write a model that was never called
+    model.export(file, format="onnx", verbose=False)
+    return file
 
 
 def _apart(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -11,7 +11,8 @@ import numpy as np
 Run = Callable[[], np.ndarray]
 TENSORFLOW, LITERT, ONNX = "TensorFlow", "LiteRT", "ONNX Runtime"
 OPENVINO, OPENVINO_NARROW = "OpenVINO float32", "OpenVINO bfloat16"
-OTHERS = (LITERT, ONNX, OPENVINO, OPENVINO_NARROW)
+CONVERTED = (LITERT, ONNX)
+OTHERS = (*CONVERTED, OPENVINO, OPENVINO_NARROW)
 _MODULES = {
     TENSORFLOW: "benchmarks.networks",
     LITERT: "ai_edge_litert.interpreter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2
@@ -47,8 +47,9 @@ def avoid_faulty_fusions(graph: graph_pb2.GraphDef) -> None:
             function.ret[name] = old.get(read, read)
 
 
-def _nodes(owner: graph_pb2.GraphDef | function_pb2.FunctionDef) -> list[node_def_pb2.NodeDef]:
-    return list(owner.node_def if isinstance(owner, function_pb2.FunctionDef) else owner.node)
+def _nodes(owner: graph_pb2.GraphDef | function_pb2.FunctionDef) -> Any:
+    """The nodes of a graph or a function, to which others can be added."""
+    return owner.node_def if isinstance(owner, function_pb2.FunctionDef) else owner.node
 
 
 def _mish_of_sums(nodes: Nodes) -> Iterator[tuple[node_def_pb2.NodeDef, int]]:
@@ -95,8 +96,7 @@ def _reshape_twice(
     owner: graph_pb2.GraphDef | function_pb2.FunctionDef, node: node_def_pb2.NodeDef, position: int
 ) -> None:
     """Put ExpandDims and Squeeze between an input of a node and what it reads."""
-    in_function = isinstance(owner, function_pb2.FunctionDef)
-    nodes = owner.node_def if in_function else owner.node
+    in_function, nodes = isinstance(owner, function_pb2.FunctionDef), _nodes(owner)
     name, dtype = f"{node.name}/apart_{position}", node.attr["T"].type or tf.float32.as_datatype_enum
     axis = nodes.add(name=f"{name}/axis", op="Const")
     axis.attr["dtype"].type = tf.int32.as_datatype_enum
@@ -114,8 +114,7 @@ def _reshape_twice(
 
 def _keep_slopes(owner: graph_pb2.GraphDef | function_pb2.FunctionDef) -> list[str]:
     """Replace the nodes of a graph or a function, and return their names."""
-    in_function = isinstance(owner, function_pb2.FunctionDef)
-    nodes = owner.node_def if in_function else owner.node
+    in_function, nodes = isinstance(owner, function_pb2.FunctionDef), _nodes(owner)
     by_name = {node.name: node for node in nodes}
     replaced = [node for node in nodes if node.op == "LeakyRelu" and _reads(node, 0, by_name, _ADDITIONS)]
     for node in replaced:
